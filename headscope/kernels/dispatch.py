@@ -1,0 +1,59 @@
+"""Choose how the statistics of one attention call are computed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from headscope.kernels import sdpa
+from headscope.kernels.compiled import library
+from headscope.kernels.inputs import AttentionInputs
+from headscope.kernels.rows import Stats, Wants, sweep
+
+
+def compute(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -> Stats:
+    """Return what ``wants`` names for all queries, or for ``queries`` (B, n), by the fastest exact way.
+
+    - Output and log-normaliser alone: the fused kernel.
+    - Everything on a CPU with the compiled row kernel, and whatever needs whole rows: one sweep.
+    - Otherwise (GPU, or no compiler) flash identities, one fused pass each.
+    """
+    if queries is not None or not sdpa.available(inp):
+        return sweep(inp, wants, queries)
+    compiled = inp.q.device.type == "cpu" and library() is not None and inp.q.dtype != torch.float64
+    if wants == Wants(out=wants.out, lse=wants.lse):
+        return _identities(inp, wants)
+    needs_rows = wants.top or wants.rows or wants.groups is not None or wants.lookup is not None or wants.pooled_max
+    if compiled or needs_rows:
+        return sweep(inp, wants)
+    return _identities(inp, wants)
+
+
+def _identities(inp: AttentionInputs, wants: Wants) -> Stats:
+    stats = Stats()
+    if wants.out or wants.lse or wants.received:
+        out, lse = sdpa.attend(inp)
+        stats.out = out if wants.out else None
+        stats.lse = lse
+    if wants.entropy:
+        stats.entropy = sdpa.entropy(inp)
+    if wants.project is not None:
+        stats.project = sdpa.weighted(inp, wants.project)
+    if wants.received:
+        lse = stats.lse if inp.q.dtype == torch.float32 else sweep_lse(inp)
+        assert lse is not None
+        stats.received = sdpa.received(inp, lse)
+    return stats
+
+
+def sweep_lse(inp: AttentionInputs) -> Tensor:
+    """Return the log-normaliser in full precision for half-precision inputs (B, H, Tq)."""
+    q, k = inp.q.float(), inp.k.float()
+    return sdpa.attend(replace(inp, q=q, k=k, v=inp.v.float()))[1]
+
+
+def engine() -> str:
+    """Name what computes statistics on this machine's CPU, for provenance."""
+    return "rows-compiled" if library() is not None else "rows-torch"

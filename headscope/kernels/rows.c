@@ -1,0 +1,111 @@
+/* Fused row statistics of attention: one sweep over a tile of whole rows that sits in cache.
+ *
+ * tile    rows x stride logits; becomes normalised attention, zero from limit[i] to cols
+ * limit   how many keys row i may see (causal); 0 gives a row of zeros
+ * sink    logit of a learned sink per row, or NULL
+ * lse     log-normaliser per row
+ * entropy sum of p log(1/p) per row, or NULL
+ * best    position of the largest weight, first one wins, or NULL; weight: its attention
+ */
+#include <math.h>
+#include <stdint.h>
+
+#define LANES 16
+
+static inline float fast_exp(float x) {
+    /* exp for x <= 0: 2^n * p(f), Cephes polynomial, relative error below 2e-7; below -87 it is zero */
+    const float clamped = x < -87.0f ? -87.0f : x;
+    const float n = floorf(clamped * 1.44269504088896341f + 0.5f);
+    const float f = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    union { int32_t i; float f; } power;
+    power.i = ((int32_t)n + 127) << 23;
+    return x < -87.0f ? 0.0f : p * power.f;
+}
+
+static void one_row(float *s, int64_t cols, int64_t n, float sink, float *lse, float *entropy, int64_t *best,
+                    float *weight) {
+    float lanes[LANES];
+    for (int j = 0; j < LANES; j++) lanes[j] = -INFINITY;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) lanes[j] = lanes[j] < s[i + j] ? s[i + j] : lanes[j];
+    float top = -INFINITY;
+    for (int j = 0; j < LANES; j++) top = top < lanes[j] ? lanes[j] : top;
+    for (; i < n; i++) top = top < s[i] ? s[i] : top;
+
+    if (best) {
+        int64_t found = -1;
+        if (top > -INFINITY)
+            for (found = 0; found < n && s[found] != top; found++) {}
+        *best = found;
+    }
+    const float shift = top < sink ? sink : top;
+    if (!(shift > -INFINITY)) {
+        for (i = 0; i < cols; i++) s[i] = 0.0f;
+        *lse = -INFINITY;
+        if (entropy) *entropy = 0.0f;
+        if (weight) *weight = 0.0f;
+        return;
+    }
+    /* sums in LANES partial sums, each short enough for float; the partial sums add up in double */
+    float total[LANES] = {0}, moment[LANES] = {0};
+    double sum = sink > -INFINITY ? (double)expf(sink - shift) : 0.0, first = 0.0;
+    for (i = 0; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) {
+            const float x = s[i + j] - shift;
+            const float p = fast_exp(x);
+            s[i + j] = p;
+            total[j] += p;
+            moment[j] += p * (x < -87.0f ? -87.0f : x);
+        }
+    for (int j = 0; j < LANES; j++) { sum += total[j]; first += moment[j]; }
+    for (; i < n; i++) {
+        const float x = s[i] - shift;
+        const float p = fast_exp(x);
+        s[i] = p;
+        sum += p;
+        first += p * (x < -87.0f ? -87.0f : x);
+    }
+    const double norm = log(sum);
+    *lse = (float)(shift + norm);
+    double mass = sum;
+    if (sink > -INFINITY) mass -= (double)expf(sink - shift);
+    if (entropy) *entropy = (float)((norm * mass - first) / sum);
+    if (weight) *weight = (float)(expf(top - shift) / sum);
+    const float inverse = (float)(1.0 / sum);
+    for (i = 0; i < n; i++) s[i] *= inverse;
+    for (i = n; i < cols; i++) s[i] = 0.0f;
+}
+
+void headscope_rows(float *tile, int64_t rows, int64_t cols, int64_t stride, const int64_t *limit, const float *sink,
+                    float *lse, float *entropy, int64_t *best, float *weight, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
+    for (int64_t r = 0; r < rows; r++)
+        one_row(tile + r * stride, cols, limit[r], sink ? sink[r] : -INFINITY, lse + r, entropy ? entropy + r : 0,
+                best ? best + r : 0, weight ? weight + r : 0);
+}
+
+/* columns[g, j] += sum over the g-th run of rows/groups rows of tile[., j]; each thread owns a range of columns */
+void headscope_columns(const float *tile, int64_t rows, int64_t cols, int64_t stride, int64_t groups, double *columns,
+                       int64_t column_stride, int threads) {
+    const int64_t run = rows / groups, width = 512, blocks = (cols + width - 1) / width;
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t b = 0; b < blocks; b++) {
+            float partial[512] = {0};
+            const int64_t start = b * width, count = start + width > cols ? cols - start : width;
+            for (int64_t r = g * run; r < (g + 1) * run; r++) {
+                const float *row = tile + r * stride + start;
+                for (int64_t j = 0; j < count; j++) partial[j] += row[j];
+            }
+            double *out = columns + g * column_stride + start;
+            for (int64_t j = 0; j < count; j++) out[j] += partial[j];
+        }
+}
