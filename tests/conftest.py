@@ -14,14 +14,18 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-USER_CACHE = os.environ.get("HEADSCOPE_CACHE")
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cache of this session's fast tests; a test that fills a cache points HEADSCOPE_CACHE at its own ``tmp_path``."""
+    return tmp_path_factory.mktemp("headscope-cache")
 
 
 @pytest.fixture(autouse=True)
-def _cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fast tests have an empty cache of their own; slow ones share the user's, so that weights are fetched once."""
+def _cache(request: pytest.FixtureRequest, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fast tests never touch the user's cache; slow ones share it, so that weights are fetched once."""
     if "slow" not in request.keywords:
-        monkeypatch.setenv("HEADSCOPE_CACHE", str(tmp_path / "headscope-cache"))
+        monkeypatch.setenv("HEADSCOPE_CACHE", str(session_cache))
 
 
 @pytest.fixture(autouse=True)
@@ -60,5 +64,7 @@ def _hooks(module: Any) -> bool:
 def smollm2() -> Any:
     """SmolLM2-135M with its real weights, fetched into the user's cache if it is not there. For slow tests."""
     import headscope as hs
+    from headscope.models.fetch import fetch
 
+    fetch("smollm2-135m")
     return hs.load("smollm2-135m")
