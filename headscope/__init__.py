@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headscope.attention.requests import Entropy as Entropy
     from headscope.attention.requests import HeadOutput as HeadOutput
     from headscope.attention.requests import Logsumexp as Logsumexp
+    from headscope.attention.requests import Lookup as Lookup
     from headscope.attention.requests import Mass as Mass
     from headscope.attention.requests import MlpActivation as MlpActivation
     from headscope.attention.requests import Pattern as Pattern
@@ -47,6 +48,7 @@ _NAMES = {
         "Entropy",
         "HeadOutput",
         "Logsumexp",
+        "Lookup",
         "Mass",
         "MlpActivation",
         "Pattern",

@@ -22,8 +22,8 @@ JsonOption: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output, for machines.")
 ]
 
-Advance: TypeAlias = "Callable[[int, int, str], None]"
-"""Called with (done, total, what is being done)."""
+Advance: TypeAlias = "Callable[[str, int, int], None]"
+"""Called with (task, done, total) after every step."""
 
 
 def out() -> Console:
@@ -70,10 +70,20 @@ def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) 
     return made
 
 
+def interval(value: float, low: float, high: float) -> str:
+    """Return ``0.532 (0.41 to 0.61)``; without bounds the value alone, a dash where there is none."""
+    if value != value:
+        return "–"
+    return f"{value:.3f}" if low != low or high != high else f"{value:.3f} ({low:.2f} to {high:.2f})"
+
+
 @contextlib.contextmanager
 def progress(description: str) -> Iterator[Advance]:
-    """Show a bar on standard error while the block runs; yield the function that moves it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Show a bar on standard error while the block runs; yield the function that moves it.
+
+    Where standard error is no terminal, as in logs, each task says once that it began.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -81,11 +91,16 @@ def progress(description: str) -> Iterator[Advance]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err(), transient=True) as bar:
-        task = bar.add_task(description, total=None)
+    console = err()
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
 
-        def advance(done: int, total: int, what: str = "") -> None:
-            bar.update(task, completed=done, total=total, description=what or description)
+        def advance(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bar.add_task(f"{description}: {task}" if task else description)
+                if not console.is_terminal:
+                    console.print(f"{description}: {task} ({total})" if task else description)
+            bar.update(tasks[task], completed=done, total=total)
 
         yield advance
 

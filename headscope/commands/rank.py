@@ -1,0 +1,186 @@
+"""``headscope rank``: score every head of a model, with one pass over shared samples."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headscope.commands.console import JsonOption, emit, err, numbers, out, progress, quiet_libraries, table
+
+if TYPE_CHECKING:
+    from headscope.probes.base import DataSet, Probe
+    from headscope.probes.scores import HeadScores
+
+
+class Ablation(StrEnum):
+    """What a removed head's output becomes."""
+
+    zero = "zero"
+    mean = "mean"
+    resample = "resample"
+    mask = "mask"
+
+
+class Precision(StrEnum):
+    """Number format of weights and activations."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+def rank(
+    probes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROBE…",
+            help="What to look for: retrieval, echo, induction, previous, duplicate, sinks, sink-tokens.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Short name, hub id, local folder or GGUF file.")
+    ] = "smollm2-135m",
+    out_: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for scores and report.", show_default="runs/MODEL")
+    ] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="Samples of each kind of data.", show_default="by kind")] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Retrieval contexts in tokens, such as 512,2048.", show_default="by model")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=8, help="Tokens of a text or repeated block.", show_default="by kind")
+    ] = None,
+    haystack: Annotated[
+        Path | None, typer.Option(help="Folder of your own text to hide needles in.", show_default="generated prose")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the data, the bootstrap and the controls.")] = 0,
+    verify: Annotated[bool, typer.Option(help="Remove the best heads and measure, beside control heads.")] = True,
+    ablation: Annotated[Ablation, typer.Option(help="What a removed head's output becomes.")] = Ablation.mean,
+    controls: Annotated[int, typer.Option(min=1, help="Sets of control heads to remove.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Heads to print for each probe.")] = 5,
+    dtype: Annotated[Precision, typer.Option(help="Precision of the model.")] = Precision.float32,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default="newest")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run in this folder finished.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Score every head and write tables and a report. Killed runs resume: run the same command again.
+
+    [dim]Examples:[/dim]
+
+      headscope rank retrieval sinks induction --model smollm2-135m --out runs/a
+
+      headscope rank retrieval --haystack ~/texts --lengths 1024,4096 --ablation zero
+
+      headscope rank induction --model gpt2 --no-verify --json
+    """
+    sizes = numbers(lengths, "--lengths")
+    quiet_libraries()
+    from headscope.probes import find
+
+    chosen = [find(name) for name in dict.fromkeys(probes)]
+    folder = out_ or Path("runs") / Path(model).name
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+    with err().status(f"Loading {model}"):
+        from headscope.models import load
+
+        loaded = load(model, device=device, dtype=dtype.value, revision=revision)
+    data = datasets(chosen, loaded, n=n, lengths=sizes, length=length, haystack=haystack, seed=seed)
+    from headscope.probes import rank_all
+
+    with progress("Ranking") as advance:
+        scores = rank_all(chosen, loaded, data, out=folder, progress=advance, fresh=fresh, seed=seed)
+    if verify:
+        scores = verified(scores, loaded, data, ablation=ablation.value, controls=controls, seed=seed)
+    files = write(scores, folder)
+    if json:
+        emit(document(scores, files, folder, top))
+    else:
+        show(scores, files, top)
+
+
+def datasets(
+    probes: list[Probe],
+    model: Any,
+    *,
+    n: int | None,
+    lengths: tuple[int, ...] | None,
+    length: int | None,
+    haystack: Path | None,
+    seed: int,
+) -> dict[str, DataSet]:
+    """Make the data that ``probes`` ask for; what is None is left to the generator's own default."""
+    from headscope import data
+
+    own: dict[str, dict[str, Any]] = {
+        "needles": {"lengths": lengths, "haystack": haystack},
+        "texts": {"length": length},
+        "repeats": {"length": length},
+    }
+    made: dict[str, DataSet] = {}
+    for kind in dict.fromkeys(probe.data for probe in probes):
+        options = {"n": n, **own[kind]}
+        given = {key: value for key, value in options.items() if value is not None}
+        made[kind] = getattr(data, kind)(model, seed=seed, **given)
+    return made
+
+
+def write(scores: dict[str, HeadScores], folder: Path) -> dict[str, Path]:
+    """Write each probe's tables and one report; return the paths by probe, and the report's."""
+    from headscope.report.html import write_combined
+
+    for name, found in scores.items():
+        for suffix in (".parquet", ".json", ".csv"):
+            found.save(folder / f"{name}{suffix}")
+    report = write_combined(list(scores.values()), folder / "report.html")
+    return {**{name: folder / f"{name}.parquet" for name in scores}, "report": report}
+
+
+def show(scores: dict[str, HeadScores], files: dict[str, Path], top: int) -> None:
+    """Print the best heads of each probe, what limits them, and where everything is."""
+    console = out()
+    for name, found in scores.items():
+        share = f"{len(found.selected)} of {len(found)} heads pass"
+        shown = table("head", "score (95 %)", "null", "p", "passes", title=f"{name}: {share}", right=("null", "p"))
+        for layer, head in found.top(top):
+            row = found.head(layer, head)
+            shown.add_row(
+                f"{layer}.{head}",
+                interval(row["score"], row["ci_low"], row["ci_high"]),
+                interval(row["null_mean"], math.nan, math.nan),
+                f"{row['p_value']:.2g}" if row["p_value"] == row["p_value"] else "–",
+                "yes" if row["selected"] else "",
+            )
+        console.print(shown)
+        for note in found.provenance.get("notes", []):
+            console.print(f"  [dim]{note}[/dim]")
+    console.print("Head 5.1 is head 1 of layer 5; both count from 0.", style="dim")
+    console.print(f"Report: {files['report']}", soft_wrap=True)
+
+
+def document(scores: dict[str, HeadScores], files: dict[str, Path], top: int) -> dict[str, Any]:
+    """Return the same facts as ``show`` for machines."""
+    return {
+        "model": next(iter(scores.values())).provenance.get("model"),
+        "report": files["report"],
+        "probes": {
+            name: {
+                "scores": files[name],
+                "heads": len(found),
+                "selected": found.selected,
+                "top": [found.head(layer, head) for layer, head in found.top(top)],
+                "notes": found.provenance.get("notes", []),
+            }
+            for name, found in scores.items()
+        },
+    }
