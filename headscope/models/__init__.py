@@ -1,0 +1,1 @@
+"""Load any model, and say what it is made of."""
