@@ -1,4 +1,4 @@
-"""What the documentation says is true: its snippets run, its links lead somewhere, every error and request has its entry."""
+"""What the documentation says is true: snippets run, links lead somewhere, every error and request has an entry."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ def test_every_request_has_an_entry(kind: type) -> None:
 def test_every_probe_has_a_page() -> None:
     for probe in hs.probes.REGISTRY:
         page = (ROOT / "docs" / "probes" / f"{probe}.md").read_text()
-        assert page.startswith(f"# ")
+        assert page.startswith("# ")
         assert f"`{probe}`" in page

@@ -53,7 +53,9 @@ def _show(found: Comparison) -> None:
     for name, correlation in found.correlations.items():
         console.print(f"  {name.capitalize()} {interval(correlation.value, correlation.low, correlation.high)}")
     if not found.overlaps.empty:
-        shared = table("set", "heads", "shared", "by chance", "p", title="Shared heads", right=("shared", "by chance", "p"))
+        shared = table(
+            "set", "heads", "shared", "by chance", "p", title="Shared heads", right=("shared", "by chance", "p")
+        )
         for row in found.overlaps.to_dict("records"):
             sizes = f"{row['size_a']} and {row['size_b']}"
             shared.add_row(row["set"], sizes, str(row["shared"]), f"{row['expected']:.1f}", f"{row['p_value']:.2g}")

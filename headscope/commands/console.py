@@ -114,7 +114,9 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     except ValueError:
         values = ()
     if not values or min(values) < 1:
-        raise typer.BadParameter(f"{text!r} is not a list of whole numbers above zero, such as 512,2048.", param_hint=option)
+        raise typer.BadParameter(
+            f"{text!r} is not a list of whole numbers above zero, such as 512,2048.", param_hint=option
+        )
     return values
 
 

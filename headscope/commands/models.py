@@ -25,7 +25,9 @@ def list_(json: JsonOption = False) -> None:
         return
     shown = table("name", "what it is", "size", "licence", "here", right=("size",))
     for row in rows:
-        shown.add_row(row["name"], row["what"], f"{row['megabytes']} MB", row["licence"], "yes" if row["fetched"] else "")
+        shown.add_row(
+            row["name"], row["what"], f"{row['megabytes']} MB", row["licence"], "yes" if row["fetched"] else ""
+        )
     out().print(shown)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.commands.console import JsonOption, emit, err, numbers, out, progress, quiet_libraries, table
+from headscope.commands.console import JsonOption, emit, err, interval, numbers, out, progress, quiet_libraries, table
 
 if TYPE_CHECKING:
     from headscope.probes.base import DataSet, Probe
@@ -64,10 +65,14 @@ def rank(
     controls: Annotated[int, typer.Option(min=1, help="Sets of control heads to remove.")] = 20,
     top: Annotated[int, typer.Option(min=1, help="Heads to print for each probe.")] = 5,
     dtype: Annotated[Precision, typer.Option(help="Precision of the model.")] = Precision.float32,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default="newest")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run in this folder finished.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Discard what an earlier run in this folder finished.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Score every head and write tables and a report. Killed runs resume: run the same command again.
@@ -104,7 +109,7 @@ def rank(
         scores = verified(scores, loaded, data, ablation=ablation.value, controls=controls, seed=seed)
     files = write(scores, folder)
     if json:
-        emit(document(scores, files, folder, top))
+        emit(document(scores, files, top))
     else:
         show(scores, files, top)
 
