@@ -59,9 +59,9 @@ class Wants:
 
     def any(self) -> bool:
         """Whether anything is asked."""
-        return any(getattr(self, f.name) not in (None, False, 0) for f in fields(self) if f.name not in _TENSORS) or any(
-            getattr(self, name) is not None for name in _TENSORS
-        )
+        return any(
+            getattr(self, f.name) not in (None, False, 0) for f in fields(self) if f.name not in _TENSORS
+        ) or any(getattr(self, name) is not None for name in _TENSORS)
 
 
 _TENSORS = ("groups", "project", "lookup")
@@ -183,9 +183,7 @@ def _right_hand(inp: AttentionInputs, wants: Wants, sample: int) -> Tensor | Non
     return torch.cat(parts, dim=-1) if len(parts) > 1 else (parts[0] if parts else None)
 
 
-def _shape_logits(
-    inp: AttentionInputs, tile: Tensor, sample: int, picked: Tensor | slice, limit: Tensor
-) -> None:
+def _shape_logits(inp: AttentionInputs, tile: Tensor, sample: int, picked: Tensor | slice, limit: Tensor) -> None:
     """Apply soft-cap, bias, mask and hidden keys to a tile (heads, rows, keys), in place."""
     seen = tile.shape[-1]
     if inp.softcap is not None:

@@ -1,0 +1,90 @@
+"""What a forward pass knows about its prompts: which positions are real, and where the regions lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from headscope.attention.requests import Queries
+from headscope.errors import RequestError, nearest
+
+
+@dataclass
+class Context:
+    """Positions of one stack's queries and keys in one forward pass.
+
+    Parameters
+    ----------
+    regions
+        Region name → positions per sample, in padded coordinates.
+    valid
+        Real (not padding) query positions (B, Tq); None where all are real.
+    key_valid
+        Real key positions (B, Tk), where they are not the queries' own.
+    total
+        Length of the keys so far, cached ones included; None where keys are not the queries' own tokens.
+    prompt_length
+        Where generated tokens begin.
+    """
+
+    batch: int
+    regions: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+    valid: Tensor | None = None
+    key_valid: Tensor | None = None
+    total: int | None = None
+    prompt_length: int | None = None
+
+    def region(self, name: str, length: int) -> list[list[int]]:
+        """Return the positions of a region per sample; ``length`` is the number of positions there are."""
+        if name == "generated" and self.prompt_length is not None:
+            return [list(range(self.prompt_length, length)) for _ in range(self.batch)]
+        if name == "all":
+            return [self._real(sample, length) for sample in range(self.batch)]
+        if name not in self.regions:
+            known = [*self.regions, "all", "last", "generated"]
+            raise RequestError(f"The prompt has no region {name!r}.{nearest(name, known)}")
+        return [list(positions) for positions in self.regions[name]]
+
+    def _real(self, sample: int, length: int) -> list[int]:
+        valid = self.key_valid if self.key_valid is not None else self.valid
+        if valid is None or valid.shape[1] != length:
+            return list(range(length))
+        return torch.nonzero(valid[sample]).flatten().tolist()
+
+    def keys(self, positions: Sequence[int], sample: int, length: int) -> list[int]:
+        """Move key positions counted in the bare prompt to where padding put them."""
+        real = self._real(sample, length)
+        wrong = [p for p in positions if not -len(real) <= p < len(real)]
+        if wrong:
+            raise RequestError(f"Key position {wrong[0]} is outside the {len(real)} tokens there are.")
+        return [real[p] for p in positions]
+
+    def queries(self, queries: Queries, length: int) -> Tensor | None:
+        """Return query positions (B, n), −1 for none, or None for all."""
+        if queries is None or (isinstance(queries, str) and queries == "all"):
+            return None
+        rows = [self._rows(queries, sample, length) for sample in range(self.batch)]
+        if not any(rows):
+            raise RequestError(f"queries={queries!r} selects no position.")
+        width = max(map(len, rows))
+        return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+
+    def _rows(self, queries: Queries, sample: int, length: int) -> list[int]:
+        real = self._queries_of(sample, length)
+        if isinstance(queries, str):
+            return real[-1:] if queries == "last" else self.region(queries, length)[sample]
+        if isinstance(queries, slice):
+            return real[queries]
+        wanted = [queries] if isinstance(queries, int) else [int(q) for q in queries or ()]
+        for position in wanted:
+            if not -len(real) <= position < len(real):
+                raise RequestError(f"Query {position} is outside the prompt of {len(real)} tokens.")
+        return [real[position] for position in wanted]
+
+    def _queries_of(self, sample: int, length: int) -> list[int]:
+        if self.valid is None or self.valid.shape[1] != length:
+            return list(range(length))
+        return torch.nonzero(self.valid[sample]).flatten().tolist()

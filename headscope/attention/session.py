@@ -1,0 +1,235 @@
+"""One forward pass under observation or under edits: what is asked of which module, and what came back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headscope.attention import requests as ask
+from headscope.attention.collect import Collector, blank_rows, collectors, heads_first
+from headscope.attention.context import Context
+from headscope.attention.edits import Edit, HeadEdit, KnockOut
+from headscope.attention.plan import PLANNERS, Needs
+from headscope.attention.sites import Site, Sites
+from headscope.kernels.dispatch import compute
+from headscope.kernels.inputs import AttentionInputs
+from headscope.kernels.rows import Wants
+
+
+class Session:
+    """Requests and edits in force while a model runs.
+
+    Parameters
+    ----------
+    sites
+        The model's attention.
+    requests
+        What to capture.
+    edits
+        Edits in force. They change what is captured: a statistic is that of the edited model.
+    contexts
+        Context of each stack.
+    """
+
+    def __init__(
+        self,
+        sites: Sites,
+        requests: Iterable[ask.Request] = (),
+        edits: Iterable[Edit] = (),
+        contexts: dict[str, Context] | None = None,
+    ) -> None:
+        self.sites = sites
+        self.edits = tuple(edits)
+        self.contexts = contexts or {}
+        self.collectors = collectors(requests, sites)
+        self.stored: dict[str, dict[int, AttentionInputs]] = {}
+        self._calls: dict[int, list[Collector]] = defaultdict(list)
+        self._starts: dict[int, int] = {}
+        for collector in self.collectors:
+            if type(collector.request) in PLANNERS or isinstance(collector.request, ask.QK):
+                for layer in collector.layers:
+                    self._calls[id(sites.by_stack[collector.stack][layer].attention)].append(collector)
+
+    def context(self, stack: str, batch: int) -> Context:
+        """Return the context of a stack; without one all positions are real and no region has a name."""
+        if stack not in self.contexts:
+            self.contexts[stack] = Context(batch=batch)
+        return self.contexts[stack]
+
+    # -- inside the attention function -------------------------------------------------------------------------
+
+    def concerns(self, module: nn.Module) -> Site | None:
+        """Return the site of an attention module if anything is asked or changed there."""
+        site = self.sites.by_module.get(id(module))
+        if site is None or not (self.edits or id(module) in self._calls):
+            return None
+        return site
+
+    def attend(self, site: Site, inp: AttentionInputs) -> Tensor | None:
+        """Capture what is asked of this call; return its output (B, H, Tq, Dv) if that was computed on the way."""
+        context = self.context(site.stack, inp.batch)
+        total = context.total if context.total is not None and site.stack != "cross" else inp.tk
+        self._starts[id(site.output)] = total - inp.tq
+        inp = self._hide(site, inp, context)
+        out = None
+        for queries, members in self._by_rows(site, inp, context):
+            everything = queries is None
+            stats_out = self._sweep(site, inp, context, queries, members)
+            out = stats_out if everything else out
+        if out is None and inp.hidden is not None:
+            out = compute(inp, Wants(out=True)).out
+        return out
+
+    def _by_rows(
+        self, site: Site, inp: AttentionInputs, context: Context
+    ) -> list[tuple[Tensor | None, list[Collector]]]:
+        groups: dict[Any, tuple[Tensor | None, list[Collector]]] = {}
+        for collector in self._calls.get(id(site.attention), ()):
+            queries = context.queries(collector.request.queries, inp.tq)
+            key = None if queries is None else tuple(map(tuple, queries.tolist()))
+            groups.setdefault(key, (queries, []))[1].append(collector)
+        return list(groups.values())
+
+    def _sweep(
+        self, site: Site, inp: AttentionInputs, context: Context, queries: Tensor | None, members: list[Collector]
+    ) -> Tensor | None:
+        rows = inp.tq if queries is None else queries.shape[1]
+        needs = Needs(inp, site, context, rows)
+        readers = []
+        for collector in members:
+            if isinstance(collector.request, ask.QK):
+                needs.lse = True
+            else:
+                readers.append((collector, PLANNERS[type(collector.request)](collector.request, needs)))
+        safe = None if queries is None else queries.clamp(min=0).to(inp.q.device)
+        stats = compute(inp, needs.wants(out=queries is None), safe)
+        blank = blank_rows(queries, context.valid, rows)
+        for collector, read in readers:
+            for suffix, value in read(stats).items():
+                per_query = "query" in collector.dims()
+                collector.put(site.layer, suffix, value, blank if per_query else None)
+        for collector in members:
+            if isinstance(collector.request, ask.QK):
+                self.stored.setdefault(collector.request.key, {})[site.layer] = replace(inp, v=inp.v[..., :0])
+        return stats.out
+
+    def _hide(self, site: Site, inp: AttentionInputs, context: Context) -> AttentionInputs:
+        hidden: Tensor | None = None
+        for edit in self.edits:
+            if not isinstance(edit, KnockOut) or (edit.stack or self.sites.default) != site.stack:
+                continue
+            heads = [head for layer, head in edit.heads if layer == site.layer]
+            if not heads:
+                continue
+            needs = Needs(inp, site, context, inp.tq)
+            if hidden is None:
+                hidden = torch.zeros(inp.batch, inp.heads, inp.tk, dtype=torch.bool, device=inp.q.device)
+            for sample in range(inp.batch):
+                owner = sample * context.batch // inp.batch  # beams of one prompt lie side by side
+                for region in edit.regions:
+                    positions = (
+                        context.region(region, needs.length)[owner]
+                        if isinstance(region, str)
+                        else context.keys([region], owner, needs.length)
+                    )
+                    here = [p - needs.key_start for p in positions if 0 <= p - needs.key_start < inp.tk]
+                    for head in heads:
+                        hidden[sample, head, here] = True
+        return inp if hidden is None else replace(inp, hidden=hidden)
+
+    # -- around the attention function -------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Install the hooks of captures and edits outside attention; none outlives the block."""
+        handles: list[Any] = []
+        try:
+            for edit in self.edits:
+                if isinstance(edit, HeadEdit):
+                    found = self.sites.stack(edit.stack)
+                    for layer in sorted({layer for layer, _ in edit.heads}):
+                        handles.append(self._edit_z(found[layer], edit))
+            for collector in self.collectors:
+                handles.extend(self._watch(collector))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _edit_z(self, site: Site, edit: HeadEdit) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            start = self._starts.get(id(module), 0)
+            return (edit.apply(site, args[0], start), *args[1:])
+
+        return site.output.register_forward_pre_hook(hook)
+
+    def _watch(self, collector: Collector) -> list[Any]:
+        found = self.sites.by_stack[collector.stack]
+        request, handles = collector.request, []
+        for layer in collector.layers:
+            if isinstance(request, ask.HeadOutput):
+                site = found[layer]
+                take = self._taker(collector, layer, lambda x, site=site: heads_first(x, site))
+                handles.append(site.output.register_forward_pre_hook(_on_input(take)))
+            elif isinstance(request, ask.MlpActivation):
+                mlp = found[layer].mlp
+                if mlp is None:
+                    from headscope.errors import RequestError
+
+                    raise RequestError(
+                        f"Layer {layer} has no MLP activation of its own (experts fused into one module, or no MLP): "
+                        "ask for Residual() instead, or for other layers."
+                    )
+                handles.append(mlp.register_forward_pre_hook(_on_input(self._taker(collector, layer, _same))))
+            elif isinstance(request, ask.Residual):
+                take = self._taker(collector, layer, _same)
+                if layer in found:
+                    handles.append(found[layer].block.register_forward_pre_hook(_on_stream(take), with_kwargs=True))
+                else:
+                    handles.append(found[layer - 1].block.register_forward_hook(_on_output(take)))
+        return handles
+
+    def _taker(self, collector: Collector, layer: int, shape: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+        def take(x: Tensor) -> None:
+            context = self.context(collector.stack, x.shape[0])
+            value = shape(x)
+            length = value.shape[-2]
+            queries = context.queries(collector.request.queries, length)
+            if queries is not None:
+                index = queries.clamp(min=0).to(value.device)
+                index = index.view(len(index), *[1] * (value.dim() - 3), -1, 1)
+                value = value.gather(-2, index.expand(*value.shape[:-2], -1, value.shape[-1]))
+            collector.put(layer, "", value, blank_rows(queries, context.valid, length))
+
+        return take
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _on_input(take: Callable[[Tensor], None]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        take(args[0])
+
+    return hook
+
+
+def _on_stream(take: Callable[[Tensor], None]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(args[0] if args else kwargs["hidden_states"])
+
+    return hook
+
+
+def _on_output(take: Callable[[Tensor], None]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        take(output if isinstance(output, Tensor) else output[0])
+
+    return hook

@@ -1,0 +1,252 @@
+"""One forward pass: from what the user gives to tensors, contexts, and labelled results."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from headscope.attention import budget
+from headscope.attention import requests as ask
+from headscope.attention.context import Context
+from headscope.attention.engine import active
+from headscope.attention.result import Run, Stat, label
+from headscope.attention.session import Session
+from headscope.attention.tiles import QKStore
+from headscope.errors import PromptError, WeightsError
+from headscope.models.batch import Batch, Side
+from headscope.models.prompt import Prompt
+
+if TYPE_CHECKING:
+    from headscope.attention.collect import Collector
+    from headscope.models.model import Model
+
+Inputs: TypeAlias = "Prompt | Batch | Sequence[Prompt | str] | str | Mapping[str, Tensor]"
+"""What a model runs on."""
+
+_SEQUENCES = ("decoder_input_ids", "input_ids", "input_features", "pixel_values")
+
+
+@dataclass
+class Prepared:
+    """Tensors for the model with the contexts of its stacks."""
+
+    tensors: dict[str, Tensor]
+    contexts: dict[str, Context]
+    prompts: tuple[Prompt, ...] = ()
+    given: Any = None
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return next(iter(self.tensors.values())).shape[0]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the default stack: the decoder's, else the encoder's; 1 for images and audio."""
+        for name in ("decoder_input_ids", "input_ids"):
+            if name in self.tensors:
+                return self.tensors[name].shape[1]
+        return 1
+
+
+def prepare(model: Model, given: Inputs, side: Side = "left") -> Prepared:
+    """Return tensors and contexts for whatever the user gave.
+
+    Raises
+    ------
+    PromptError
+        If it is longer than the model's context, or not something a model runs on.
+    """
+    if isinstance(given, Mapping):
+        return _from_tensors(model, given)
+    if isinstance(given, str):
+        given = Prompt.from_text(model._need_tokenizer(), given)
+    if isinstance(given, Prompt):
+        batch = model.batch([given])
+    elif isinstance(given, Batch):
+        batch = given
+    elif isinstance(given, Sequence) and given:
+        batch = model.batch(given, side)
+    else:
+        raise PromptError("Nothing to run: pass a prompt, a non-empty list of prompts, a batch, text, or tensors.")
+    _check_length(model, batch.width)
+    tensors = {"input_ids": batch.ids.to(model.device)}
+    padded = bool((batch.attention_mask == 0).any())
+    if padded:
+        tensors["attention_mask"] = batch.attention_mask.to(model.device)
+        if _takes(model.hf, "position_ids") and not _encoder_decoder(model):
+            tensors["position_ids"] = batch.position_ids.to(model.device)
+    names = {name for prompt in batch.prompts for name in prompt.regions}
+    shared = [name for name in names if all(name in prompt.regions for prompt in batch.prompts)]
+    regions = {name: [list(p) for p in batch.regions(name)] for name in shared}
+    prepared = _from_tensors(model, tensors, regions)
+    prepared.prompts, prepared.given = batch.prompts, given
+    return prepared
+
+
+def _from_tensors(
+    model: Model, given: Mapping[str, Any], regions: dict[str, list[list[int]]] | None = None
+) -> Prepared:
+    tensors = {name: x.to(model.device) for name, x in given.items() if isinstance(x, Tensor)}
+    if not any(name in tensors for name in _SEQUENCES):
+        raise PromptError(f"Tensors to run need one of {', '.join(_SEQUENCES)}; got {sorted(given)}.")
+    batch = next(tensors[name] for name in _SEQUENCES if name in tensors).shape[0]
+    if _encoder_decoder(model) and "decoder_input_ids" not in tensors:
+        start = model.hf.config.decoder_start_token_id
+        start = model.hf.generation_config.decoder_start_token_id if start is None else start
+        tensors["decoder_input_ids"] = torch.full((batch, 1), start or 0, device=model.device)
+    for name in ("decoder_input_ids", "input_ids"):
+        if name in tensors:
+            _check_length(model, tensors[name].shape[1])
+    regions = regions if regions is not None else {"bos": [[0]] * batch}
+    mask = _validity(tensors.get("attention_mask"))
+    own = Context(batch, regions=regions, valid=mask)
+    if not _encoder_decoder(model):
+        if "input_ids" in tensors:
+            own.total = tensors["input_ids"].shape[1]
+        return Prepared(tensors, {kind: own for kind in model.spec.stacks})
+    target = _validity(tensors.get("decoder_attention_mask"))
+    start_region = {"bos": [[0]] * batch}
+    contexts = {
+        "encoder": own,
+        "decoder": Context(batch, regions=start_region, valid=target, total=tensors["decoder_input_ids"].shape[1]),
+        "cross": Context(batch, regions=regions, valid=target, key_valid=mask),
+    }
+    return Prepared(tensors, contexts)
+
+
+def _validity(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None or mask.dim() != 2 or bool(mask.all()) else mask.bool()
+
+
+def _encoder_decoder(model: Model) -> bool:
+    return bool(model.hf.config.is_encoder_decoder)
+
+
+def _takes(module: Any, name: str) -> bool:
+    return name in inspect.signature(module.forward).parameters
+
+
+def _check_length(model: Model, length: int) -> None:
+    limit = model.spec.n_ctx
+    if limit is not None and length > limit:
+        raise PromptError(
+            f"The prompt has {length} tokens; the context of {model.name} holds {limit}. Shorten it, or build it with "
+            "model.prompt(…, max_length=…, truncate='left')."
+        )
+    if length < 1:
+        raise PromptError("The prompt has no token.")
+
+
+def run(
+    model: Model, given: Inputs, capture: Sequence[ask.Request], *, logits: bool | Literal["last"], side: Side
+) -> Run:
+    """See ``Model.run``."""
+    prepared = prepare(model, given, side)
+    session = Session(model.sites, capture, model.edits, prepared.contexts)
+    check_budget(model, prepared, session, logits)
+    with torch.no_grad(), active(session):
+        found = forward(model, prepared.tensors, logits)
+    return Run(
+        stats(session, prepared),
+        logits=found,
+        prompt=prepared.given if prepared.given is not None else given,
+        qk={key: QKStore(layers) for key, layers in session.stored.items()},
+    )
+
+
+def forward(model: Model, tensors: dict[str, Tensor], logits: bool | Literal["last"], **kwargs: Any) -> Tensor | None:
+    """Run the transformers model and return its logits, if it has a language-model head and they are wanted."""
+    hf = model.hf
+    if _takes(hf, "use_cache"):
+        kwargs.setdefault("use_cache", False)
+    has_head = model.spec.unembed is not None
+    if logits is False and has_head and hf.base_model is not hf:
+        hf.base_model(**tensors, **kwargs)
+        return None
+    if logits == "last" and _takes(hf, "logits_to_keep"):
+        kwargs["logits_to_keep"] = 1
+    output = hf(**tensors, **kwargs)
+    found: Tensor | None = getattr(output, "logits", None)
+    if found is None or logits is False:
+        return None
+    found = found[:, -1:] if logits == "last" and found.dim() == 3 else found
+    check_finite(model, found)
+    return found
+
+
+def check_finite(model: Model, logits: Tensor) -> None:
+    """Raise WeightsError if logits are not finite."""
+    if not bool(torch.isfinite(logits[:, -1]).all()):
+        raise WeightsError(
+            f"{model.name} gives logits that are not finite. Its weights may be damaged, or {model.dtype} too narrow: "
+            "try dtype='float32'."
+        )
+
+
+def check_budget(model: Model, prepared: Prepared, session: Session, logits: bool | Literal["last"]) -> int:
+    """Estimate peak memory in bytes; raise MemoryBudgetError if it is more than there is."""
+    batch, spec = prepared.batch, model.spec
+    target, source = prepared.length, prepared.length
+    if _encoder_decoder(model) and "input_ids" in prepared.tensors:
+        source = prepared.tensors["input_ids"].shape[1]
+    if prepared.length == 1 and model.sites.default in ("vision", "encoder"):
+        target = source = _positions(model)
+    width = torch.finfo(model.dtype).bits // 8
+    positions = {True: target, "last": 1, False: 0}[logits]
+    base = batch * positions * (spec.vocab_size or 0) * 4 + batch * target * (4 * spec.d_model + 2 * spec.d_mlp) * width
+    lengths = {"encoder": (source, source), "cross": (target, source)}
+    sized = [(c, *lengths.get(c.stack, (target, target))) for c in session.collectors]
+    return budget.check(sized, model.sites, batch, target, base)
+
+
+def _positions(model: Model) -> int:
+    """Positions of a vision or audio encoder, for the estimate alone."""
+    config = model.hf.config
+    patch, image = getattr(config, "patch_size", None), getattr(config, "image_size", None)
+    if isinstance(patch, int) and isinstance(image, int):
+        return (image // patch) ** 2 + 1
+    return int(getattr(config, "max_source_positions", 0) or model.spec.n_ctx or 1)
+
+
+def stats(session: Session, prepared: Prepared) -> dict[str, Stat]:
+    """Label everything a session collected."""
+    return {key: stat for collector in session.collectors for key, stat in _label(collector, session, prepared)}
+
+
+def _label(collector: Collector, session: Session, prepared: Prepared) -> list[tuple[str, Stat]]:
+    request = collector.request
+    context = prepared.contexts[collector.stack]
+    axes: dict[str, Sequence[Any]] = {}
+    tokens: dict[str, Sequence[str]] = {}
+    if isinstance(request, ask.Mass):
+        axes["region"] = [r if isinstance(r, str) else r[0] for r in request.regions]
+    if isinstance(request, ask.Received) and request.groups is not None:
+        axes["group"] = list(request.groups)
+    names = prepared.prompts[0].tokens if len(prepared.prompts) == 1 else None
+    texts = {"encoder": names, "decoder": names, "cross": names}
+    if "decoder" in prepared.contexts and "encoder" in prepared.contexts:
+        texts["decoder"] = None  # a string prompt is the encoder's text
+    out = []
+    for key, values in collector.arrays.items():
+        sizes = dict(zip(collector.dims(), values.shape, strict=True))
+        if "query" in sizes and prepared.batch == 1:
+            length = context.valid.shape[1] if context.valid is not None else (context.total or sizes["query"])
+            chosen = context.queries(request.queries, max(length, sizes["query"]))
+            axes["query"] = list(range(sizes["query"])) if chosen is None else chosen[0].tolist()
+            text = texts.get(collector.stack) if collector.stack != "cross" else None
+            if text is not None and max(axes["query"]) < len(text):
+                tokens["query"] = [text[i] for i in axes["query"]]
+        text = texts.get(collector.stack)
+        if "key" in sizes and text is not None and len(text) == sizes["key"]:
+            tokens["key"] = text
+        stat = label(
+            key, values, collector.dims(), layers=collector.layers, pairs=collector.pairs, axes=axes, tokens=tokens
+        )
+        out.append((key, stat))
+    return out

@@ -1,0 +1,219 @@
+"""A loaded model: prompts in, labelled statistics out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from headscope.attention.edits import Edit, validate
+from headscope.attention.engine import active
+from headscope.attention.requests import Request
+from headscope.attention.result import Run, Trace
+from headscope.attention.session import Session
+from headscope.attention.sites import Site, Sites
+from headscope.errors import PromptError
+from headscope.models.batch import Batch, Side, make_batch
+from headscope.models.forward import Inputs, run
+from headscope.models.generation import generate, trace
+from headscope.models.prompt import Prompt, build_prompt
+from headscope.models.spec import ModelSpec
+from headscope.models.template import Fill
+from headscope.models.truncation import Truncate
+
+
+class Model:
+    """A transformers model with the headscope attention function in every layer.
+
+    Made by ``headscope.load``.
+
+    Attributes
+    ----------
+    hf
+        The transformers model.
+    tokenizer
+        Its fast tokenizer, or None.
+    spec
+        What it is made of.
+    name, source, revision
+        The name it was asked for by, where it came from, and which revision.
+    """
+
+    def __init__(
+        self,
+        *,
+        hf: Any,
+        tokenizer: Any,
+        spec: ModelSpec,
+        source: str,
+        name: str,
+        revision: str | None = None,
+    ) -> None:
+        self.hf = hf
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.source = source
+        self.name = name
+        self.revision = revision
+        self.edits: tuple[Edit, ...] = ()
+
+    def __repr__(self) -> str:
+        s = self.spec
+        return f"Model({self.name!r}: {s.family}, {s.n_layers} layers × {s.n_heads} heads, {self.dtype}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return torch.device(self.hf.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return torch.empty(0, dtype=self.hf.dtype).dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and bytes of all weights, as they are when first asked for."""
+        from headscope.models.fingerprint import fingerprint
+
+        return fingerprint(self.hf)
+
+    @cached_property
+    def sites(self) -> Sites:
+        """The model's attention modules."""
+        find = self.hf.get_submodule
+        sites = [
+            Site(
+                stack=kind,
+                layer=layer.index,
+                heads=layer.heads,
+                kv_heads=layer.kv_heads,
+                attention=find(layer.attn),
+                output=find(layer.o_proj),
+                mlp=find(layer.mlp_act) if layer.mlp_act else None,
+                block=find(layer.block),
+            )
+            for kind, stack in self.spec.stacks.items()
+            for layer in stack.layers
+            if layer.attention != "linear"
+        ]
+        return Sites(sites, self.spec.default_stack)
+
+    # -- prompts -----------------------------------------------------------------------------------------------
+
+    def prompt(
+        self,
+        template: str,
+        *,
+        chat: bool = False,
+        system: str | None = None,
+        max_length: int | None = None,
+        truncate: Truncate | None = None,
+        add_special_tokens: bool = True,
+        **fills: Fill,
+    ) -> Prompt:
+        """Return a prompt whose ``{name}`` places are filled and remembered as regions.
+
+        See ``headscope.models.prompt.build_prompt``; the model's context is the limit.
+        """
+        return build_prompt(
+            self._need_tokenizer(),
+            template,
+            fills=fills,
+            chat=chat,
+            system=system,
+            max_length=max_length,
+            truncate=truncate,
+            add_special_tokens=add_special_tokens,
+            n_ctx=self.spec.n_ctx,
+        )
+
+    def batch(self, prompts: Sequence[Prompt | str], side: Side = "left") -> Batch:
+        """Pad prompts into one batch."""
+        made = [p if isinstance(p, Prompt) else Prompt.from_text(self._need_tokenizer(), p) for p in prompts]
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        return make_batch(made, pad, side)
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise PromptError(f"{self.name} came without a tokenizer: pass token ids, as Prompt.from_ids([…]).")
+        return self.tokenizer
+
+    # -- running -----------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        prompt: Inputs,
+        capture: Sequence[Request] = (),
+        *,
+        logits: bool | Literal["last"] = True,
+        side: Side = "left",
+    ) -> Run:
+        """Run the model once and capture what is asked.
+
+        Parameters
+        ----------
+        prompt
+            A prompt, a batch, a list of prompts, text, or a dictionary of tensors as the model's forward takes them.
+        capture
+            Requests, such as ``headscope.Entropy()``.
+        logits
+            Whether to compute logits of all positions, of the last one, or none (saves the unembedding).
+        side
+            Padding side for a list of prompts.
+
+        Raises
+        ------
+        RequestError
+            If a request does not fit the model or the prompt; MemoryBudgetError if it cannot fit the memory.
+        PromptError
+            If the prompt is longer than the model's context.
+        """
+        return run(self, prompt, capture, logits=logits, side=side)
+
+    def trace(
+        self,
+        prompt: Prompt | str,
+        capture: Sequence[Request] = (),
+        *,
+        max_new_tokens: int = 20,
+        stop: str | Callable[[str], bool] | None = None,
+        teacher: Sequence[int] | None = None,
+    ) -> Trace:
+        """Generate greedily and capture, at each step, the attention row that produced the token.
+
+        Parameters
+        ----------
+        stop
+            End when this text, or a test of the text so far, is met. An end-of-sequence token always ends.
+        teacher
+            Token ids to force in place of the model's own choices.
+        """
+        return trace(self, prompt, capture, max_new_tokens=max_new_tokens, stop=stop, teacher=teacher)
+
+    def generate(self, prompt: Inputs, max_new_tokens: int = 20, **kwargs: Any) -> str | list[str]:
+        """Continue a prompt with transformers' ``generate``; text for one prompt, a list for several."""
+        return generate(self, prompt, max_new_tokens=max_new_tokens, **kwargs)
+
+    @contextlib.contextmanager
+    def edited(self, *edits: Edit) -> Iterator[Model]:
+        """Run, trace and generate under edits inside the block; they compose with edits already in force.
+
+        Nothing is left behind when the block ends, also by an exception.
+
+        Raises
+        ------
+        RequestError
+            If an edit names a head that the model has not.
+        """
+        validate(edits, self.sites)
+        before = self.edits
+        self.edits = (*before, *edits)
+        try:
+            with active(Session(self.sites, edits=self.edits)):
+                yield self
+        finally:
+            self.edits = before
