@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import shlex
@@ -72,13 +73,35 @@ def test_every_error_has_an_entry(kind: type) -> None:
     assert f"`{kind.__name__}`" in (ROOT / "docs" / "errors.md").read_text()
 
 
+def literals() -> str:
+    """All text constants of the package, f-strings with … in their gaps."""
+    texts = []
+    for path in (ROOT / "headscope").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                texts.append("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
+    return "\n".join(texts)
+
+
+def test_quoted_messages_exist() -> None:
+    """Each message in the page on errors is one that the package can print: all its fixed parts, in one text."""
+    page = (ROOT / "docs" / "errors.md").read_text()
+    quoted = [quote for line in page.splitlines() if line.startswith("`") for quote in re.findall(r"`([^`]+)`", line)]
+    known = literals()
+    for quote in quoted:
+        parts = [re.escape(part.strip()) for part in quote.split("…") if part.strip()]
+        assert re.search(r"[^\n]*?".join(parts), known), f"no message reads {quote!r}"
+
+
 @pytest.mark.parametrize("kind", [k for k in public_classes(requests, requests.Request) if k is not requests.Request])
 def test_every_request_has_an_entry(kind: type) -> None:
     assert f"| `{kind.__name__}(" in (ROOT / "docs" / "requests.md").read_text()
 
 
 def test_every_probe_has_a_page() -> None:
-    for probe in hs.probes.REGISTRY:
+    for probe in hs.probes.PROBES:
         page = (ROOT / "docs" / "probes" / f"{probe}.md").read_text()
         assert page.startswith("# ")
         assert f"`{probe}`" in page
