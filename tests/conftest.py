@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,18 +47,44 @@ def _threads() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
-@pytest.fixture
-def no_hooks_left() -> Iterator[Any]:
-    """Register modules with the fixture's value; the test fails if it leaves a hook on any of them."""
-    watched: list[Any] = []
-    yield watched.append
-    for module in watched:
-        left = [name or "(root)" for name, part in module.named_modules() if _hooks(part)]
-        assert not left, f"hooks left behind on {left}"
+@pytest.fixture(scope="session", autouse=True)
+def _models() -> Iterator[weakref.WeakSet[Any]]:
+    """All models that the tests make."""
+    from headscope.models.model import Model
+
+    made: weakref.WeakSet[Any] = weakref.WeakSet()
+    original = Model.__init__
+
+    def remember(self: Any, **kwargs: Any) -> None:
+        original(self, **kwargs)
+        made.add(self)
+
+    Model.__init__ = remember
+    yield made
+    Model.__init__ = original
 
 
-def _hooks(module: Any) -> bool:
-    return any(getattr(module, name, None) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(_models: weakref.WeakSet[Any]) -> Iterator[None]:
+    """No test may leave an edit in force, a session open or a hook of ours on a module, whatever it raised."""
+    from headscope.attention import engine
+
+    yield
+    assert engine._SESSION.get() is None, "a capture session was left open"
+    for model in _models:
+        assert not model.edits, f"edits left in force on {model}"
+        left = [(name, hook) for name, part in model.hf.named_modules() for hook in _hooks(part) if _ours(hook)]
+        assert not left, f"hooks left behind: {left}"
+
+
+def _hooks(module: Any) -> list[Any]:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for kind in kinds for hook in getattr(module, kind).values()]
+
+
+def _ours(hook: Any) -> bool:
+    # transformers keeps hooks of its own on some modules.
+    return str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("headscope")
 
 
 @pytest.fixture(scope="session")
