@@ -91,7 +91,7 @@ def _ours(hook: Any) -> bool:
 def smollm2() -> Any:
     """SmolLM2-135M with its real weights, fetched into the user's cache if it is not there. For slow tests."""
     import headscope as hs
-    from headscope.models.fetch import fetch
+    from headscope.models.carried import fetch
 
     fetch("smollm2-135m")
     return hs.load("smollm2-135m")
