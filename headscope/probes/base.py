@@ -27,25 +27,31 @@ Factor: TypeAlias = str | int | float
 class Progress(Protocol):
     """Told after every finished step: ``progress("needles", done, total)``."""
 
-    def __call__(self, task: str, done: int, total: int, /) -> None: ...
+    def __call__(self, task: str, done: int, total: int, /) -> None:
+        """Show that ``done`` of ``total`` steps of ``task`` are finished."""
 
 
 class Sample(Protocol):
     """One sample of a data set: it knows how it is run once, so that probes can share the forward pass."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Unique, stable name."""
 
     @property
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """Cluster for the bootstrap."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """Kind of data, such as ``"needles"``."""
 
     @property
-    def factors(self) -> Mapping[str, Factor]: ...
+    def factors(self) -> Mapping[str, Factor]:
+        """Properties to break results down by."""
 
-    def forward(self, model: Any, capture: list[Request]) -> Any: ...
+    def forward(self, model: Any, capture: list[Request]) -> Any:
+        """Run the sample once and capture what is asked: a ``Run`` or a ``Trace``."""
 
 
 class DataSet(Protocol):
@@ -55,7 +61,8 @@ class DataSet(Protocol):
     parameters: Any
 
     @property
-    def hash(self) -> str: ...
+    def hash(self) -> str:
+        """SHA-256 of the canonical content."""
 
     def __len__(self) -> int: ...
 
@@ -149,7 +156,7 @@ class Probe(ABC):
 
     @abstractmethod
     def requests(self, spec: Any) -> list[Request]:
-        """Captures that ``observe`` reads, given the model's ``ModelSpec``."""
+        """Return the captures that ``observe`` reads, given the model's ``ModelSpec``."""
 
     @abstractmethod
     def observe(self, run: Any, sample: Any) -> Observation:
@@ -164,7 +171,7 @@ class Probe(ABC):
         return {f.name: jsonable(getattr(self, f.name)) for f in fields(self)}
 
     def dataset(self, model: Any) -> DataSet:
-        """The data set that ``rank`` uses when it is given none: ``headscope.data.<kind>(model)``."""
+        """Make the data that ``rank`` uses when it is given none: ``headscope.data.<kind>(model)``."""
         import headscope.data as data
 
         make = getattr(data, self.data, None)

@@ -80,12 +80,12 @@ class HeadScores:
         return max(layers, int(model.get("n_layers") or 0)), max(heads, int(model.get("n_heads") or 0))
 
     def ranked(self, column: str = "score") -> pd.DataFrame:
-        """The table, highest first; ties in order of layer and head, heads without a score last."""
+        """Return the table, highest first; ties in order of layer and head, heads without a score last."""
         self._known(column)
         return self.table.sort_values([column, "layer", "head"], ascending=[False, True, True], ignore_index=True)
 
     def top(self, k: int = 10, *, column: str = "score") -> list[tuple[int, int]]:
-        """The ``k`` best heads as (layer, head), best first; all that have a score if there are fewer."""
+        """Return the ``k`` best heads as (layer, head), best first; all that have a score if there are fewer."""
         if k < 1:
             raise HeadscopeError(f"top({k}): ask for at least one head.")
         return _pairs(self.ranked(column).dropna(subset=[column]).head(k))
@@ -123,7 +123,7 @@ class HeadScores:
         return grid
 
     def with_details(self, **details: pd.DataFrame) -> HeadScores:
-        """A copy with further tables, such as ``dose=verify(…)``."""
+        """Return a copy with further tables, such as ``dose=verify(…)``."""
         return HeadScores(self.table, self.probe, self.provenance, {**self.details, **details})
 
     def plot(self, **options: Any) -> Figure:
@@ -165,7 +165,7 @@ class HeadScores:
 
 
 def tidy(frame: pd.DataFrame, what: str) -> pd.DataFrame:
-    """A copy whose columns are int64, float64, bool or text, and nothing else, so that every file format keeps them."""
+    """Copy a table; its columns become int64, float64, bool or text, and nothing else: every format keeps those."""
     columns: dict[str, pd.Series[Any]] = {}
     for name, column in frame.items():
         if pd.api.types.is_bool_dtype(column):

@@ -116,9 +116,7 @@ def expanded_tail(clusters: int, level: float = LEVEL) -> float:
     from scipy import stats
 
     alpha = 1 - level
-    return float(
-        stats.norm.cdf(-math.sqrt(clusters / (clusters - 1)) * stats.t.ppf(1 - alpha / 2, df=clusters - 1))
-    )
+    return float(stats.norm.cdf(-math.sqrt(clusters / (clusters - 1)) * stats.t.ppf(1 - alpha / 2, df=clusters - 1)))
 
 
 def sign_flip(difference: Floats, sources: Sequence[str], *, flips: int | None = None, seed: int = 0) -> Floats:
@@ -244,7 +242,7 @@ def head_table(
 
 
 def cautions(sources: Sequence[str], tests: int, *, tested: bool, q_max: float = 0.05) -> list[str]:
-    """What a reader must know when there are few sources."""
+    """Say what a reader must know when there are few sources."""
     size = len(set(sources))
     notes = []
     if size == 1:
