@@ -51,7 +51,7 @@ def size(collector: Collector, sites: Sites, batch: int, tq: int, tk: int) -> in
         )
     site = next(iter(sites.by_stack[collector.stack].values()))
     queries = tq if request.queries is None else _count(request.queries, tq)
-    width = {
+    widths: dict[str, int] = {
         "batch": batch,
         "head": site.heads,
         "query": queries,
@@ -64,17 +64,13 @@ def size(collector: Collector, sites: Sites, batch: int, tq: int, tk: int) -> in
         "channel": request.x.shape[-1] if isinstance(request, ask.Weighted) else 1,
         "slot": request.keys.shape[-1] if isinstance(request, ask.Lookup) else 1,
         "dim": site.output_weight().shape[1 if isinstance(request, ask.HeadOutput) else 2],
-        "unit": site.mlp.weight.numel() // site.output_weight().shape[2] if _linear(site.mlp) else 1,
+        "unit": site.mlp_width(),
     }
     total = 4 * (len(collector.layers) if collector.pairs is None else len(collector.pairs))
     for dim in dimensions(request):
         if not (dim == "head" and collector.pairs is not None):
-            total *= width[dim]
+            total *= widths[dim]
     return total
-
-
-def _linear(module: object) -> bool:
-    return hasattr(module, "weight")
 
 
 def _count(queries: ask.Queries, tq: int) -> int:
@@ -115,7 +111,7 @@ def check(asked: Iterable[tuple[Collector, int, int]], sites: Sites, batch: int,
     if total <= room:
         return total
     worst = max(sizes, key=lambda c: sizes[c], default=None)
-    if worst is None or sizes[worst] < base:
+    if worst is None or base > room:
         raise MemoryBudgetError(
             f"Running {batch} × {tokens} tokens takes about {readable(base)}, more than the {readable(room)} there is, "
             "before anything is captured. Use a shorter prompt, a smaller batch, or logits='last'."

@@ -56,7 +56,7 @@ class Collector:
                 )
         self.arrays: dict[str, Array] = {}
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Keys of the results."""
         if isinstance(self.request, ask.TopKeys):
             weights = self.request.key.replace("keys", "weights")
@@ -72,7 +72,7 @@ class Collector:
 
     def put(self, layer: int, suffix: str, value: Tensor, blank: Tensor | None) -> None:
         """Store the array of one layer; ``blank`` (B, queries) marks rows that are padding."""
-        key = self.keys()[1 if suffix else 0]
+        key = self.names()[1 if suffix else 0]
         integer = not value.dtype.is_floating_point
         found = value.detach().to("cpu", torch.int64 if integer else torch.float32)
         if blank is not None and bool(blank.any()):
@@ -115,7 +115,7 @@ def collectors(requests: Iterable[ask.Request], sites: Sites) -> list[Collector]
             held.request != request or isinstance(request, (ask.Weighted, ask.Lookup))
         ):
             raise RequestError(f"Two requests are called {request.key!r}: give one of them a name=.")
-    names = [key for collector in found.values() for key in collector.keys()]
+    names = [key for collector in found.values() for key in collector.names()]
     if len(set(names)) < len(names):
         raise RequestError(f"Two requests give results of the same name ({sorted(names)}): give one of them a name=.")
     return list(found.values())
@@ -130,4 +130,4 @@ def blank_rows(queries: Tensor | None, valid: Tensor | None, rows: int) -> Tenso
 
 def heads_first(z: Tensor, site: Site) -> Tensor:
     """Return z (B, T, H·Dv) as (B, H, T, Dv)."""
-    return z.unflatten(-1, (site.heads, -1)).transpose(1, 2)
+    return z.view(*z.shape[:-1], site.heads, -1).transpose(1, 2)

@@ -60,10 +60,11 @@ class HeadEdit:
     def apply(self, site: Site, z: Tensor, start: int) -> Tensor:
         """Return z (B, T, H·Dv) of one site with this edit's heads changed; ``start`` is T's first position."""
         heads = [head for layer, head in self.heads if layer == site.layer]
-        split = z.unflatten(-1, (site.heads, -1)).clone()
+        edited = z.clone()
+        split = edited.view(*z.shape[:-1], site.heads, -1)
         for head in heads:
             split[..., head, :] = self._value(site.layer, head, split[..., head, :], start)
-        return split.flatten(-2)
+        return edited
 
     def _value(self, layer: int, head: int, z: Tensor, start: int) -> Tensor:
         if self.mode == "zero":
@@ -101,7 +102,8 @@ class KnockOut:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", _pairs(self.heads, "KnockOut"))
-        regions = (self.regions,) if isinstance(self.regions, (str, int)) else tuple(self.regions)
+        given: object = self.regions
+        regions = (given,) if isinstance(given, (str, int)) else tuple(self.regions)
         if not regions:
             raise RequestError("KnockOut hides nothing: pass regions=, names of regions or key positions.")
         object.__setattr__(self, "regions", regions)

@@ -286,6 +286,7 @@ DIMENSIONS: dict[type[ask.Request], tuple[str, ...]] = {
     ask.HeadOutput: ("batch", "head", "query", "dim"),
     ask.Residual: ("batch", "query", "dim"),
     ask.MlpActivation: ("batch", "query", "unit"),
+    ask.QK: (),
 }
 """Dimensions of each request's array of one layer."""
 

@@ -25,7 +25,7 @@ Stack = Literal["decoder", "encoder", "cross", "vision"]
 
 
 def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class Lookup(Request):
     ----------
     keys
         Integer array of shape (Tq, m), or (B, Tq, m), of key positions; −1 marks an empty slot, which gives 0.
-        With ``queries`` its rows belong to the selected queries.
+        With ``queries`` its rows belong to the selected queries. Or a function of the prompt that returns it.
     """
 
     keys: Any = field(default=None, compare=False)
@@ -165,7 +165,7 @@ class Entropy(Request):
 class TopKeys(Request):
     """The n largest weights of each row: ``top_keys`` holds key positions, ``top_weights`` their attention.
 
-    Both (B, H, Tq, n), dimension ``rank``, largest first. Equal weights: the earlier key first. Rows that see
+    Both (B, H, Tq, n), dimension ``rank``, largest first. With n = 1, equal weights: the earlier key. Rows that see
     fewer than n keys are filled with −1 and 0.
     """
 
@@ -214,14 +214,14 @@ class ValueNorms(Request):
 
 @dataclass(frozen=True)
 class QK(Request):
-    """Keep q, k and the log-normaliser, so that any tile of any head can be computed exactly later."""
+    """Keep queries and keys, O(T·D) a layer, so that any tile of any head can be computed exactly later."""
 
     per_query: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
 class Pattern(Request):
-    """The whole attention pattern (B, H, Tq, Tk). Only below ``limit`` bytes in total; else an error says what to ask."""
+    """The whole attention pattern (B, H, Tq, Tk), below ``limit`` bytes in total; else an error says what to ask."""
 
     limit: int = 1 << 30
 
@@ -233,9 +233,9 @@ class HeadOutput(Request):
 
 @dataclass(frozen=True)
 class Residual(Request):
-    """The residual stream (B, Tq, D). Layer l is the input of block l; layer L, the number of blocks, the final output."""
+    """The residual stream (B, Tq, D): layer l is the input of block l, the one after the last its output."""
 
 
 @dataclass(frozen=True)
 class MlpActivation(Request):
-    """The input of the MLP's down projection (B, Tq, units): act(gate)·up where the MLP is gated. Dimension ``unit``."""
+    """The input of the MLP's down projection (B, Tq, units), dimension ``unit``: act(gate)·up where it is gated."""

@@ -30,8 +30,8 @@ class Stat(xr.DataArray):
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per number, with a column per dimension and the value under the stat's name."""
-        frame = self.to_dataframe(name=str(self.name or "value")).reset_index()
-        return frame.drop(columns=[c for c in frame.columns if c in ("pair",)])
+        frame = self.to_dataframe(name="value" if self.name is None else str(self.name)).reset_index()
+        return frame.drop(columns="pair", errors="ignore")
 
     def plot(self, **kwargs: Any) -> go.Figure:  # type: ignore[override]
         """Return a plotly figure of a stat of one or two dimensions (of length above one).

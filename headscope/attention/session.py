@@ -6,6 +6,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from headscope.attention.context import Context
 from headscope.attention.edits import Edit, HeadEdit, KnockOut
 from headscope.attention.plan import PLANNERS, Needs
 from headscope.attention.sites import Site, Sites
+from headscope.errors import RequestError
 from headscope.kernels.dispatch import compute
 from headscope.kernels.inputs import AttentionInputs
 from headscope.kernels.rows import Wants
@@ -53,8 +55,9 @@ class Session:
         self._starts: dict[int, int] = {}
         for collector in self.collectors:
             if type(collector.request) in PLANNERS or isinstance(collector.request, ask.QK):
+                found = sites.by_stack[collector.stack]
                 for layer in collector.layers:
-                    self._calls[id(sites.by_stack[collector.stack][layer].attention)].append(collector)
+                    self._calls[id(found[layer].attention)].append(collector)
 
     def context(self, stack: str, batch: int) -> Context:
         """Return the context of a stack; without one all positions are real and no region has a name."""
@@ -153,8 +156,8 @@ class Session:
             for edit in self.edits:
                 if isinstance(edit, HeadEdit):
                     found = self.sites.stack(edit.stack)
-                    for layer in sorted({layer for layer, _ in edit.heads}):
-                        handles.append(self._edit_z(found[layer], edit))
+                    layers = sorted({layer for layer, _ in edit.heads})
+                    handles.extend(self._edit_z(found[layer], edit) for layer in layers)
             for collector in self.collectors:
                 handles.extend(self._watch(collector))
             yield
@@ -175,13 +178,11 @@ class Session:
         for layer in collector.layers:
             if isinstance(request, ask.HeadOutput):
                 site = found[layer]
-                take = self._taker(collector, layer, lambda x, site=site: heads_first(x, site))
+                take = self._taker(collector, layer, partial(heads_first, site=site))
                 handles.append(site.output.register_forward_pre_hook(_on_input(take)))
             elif isinstance(request, ask.MlpActivation):
                 mlp = found[layer].mlp
                 if mlp is None:
-                    from headscope.errors import RequestError
-
                     raise RequestError(
                         f"Layer {layer} has no MLP activation of its own (experts fused into one module, or no MLP): "
                         "ask for Residual() instead, or for other layers."
@@ -198,6 +199,8 @@ class Session:
     def _taker(self, collector: Collector, layer: int, shape: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
         def take(x: Tensor) -> None:
             context = self.context(collector.stack, x.shape[0])
+            if x.dim() == 2:  # OPT flattens batch and positions before its MLP
+                x = x.view(context.batch, -1, x.shape[-1])
             value = shape(x)
             length = value.shape[-2]
             queries = context.queries(collector.request.queries, length)

@@ -48,6 +48,11 @@ class Site:
             weight = weight.t()  # GPT-2's Conv1D already stores input × output
         return weight.reshape(self.heads, -1, weight.shape[-1])
 
+    def mlp_width(self) -> int:
+        """Return the number of units of the MLP activation; 0 where the MLP has none of its own."""
+        weight = getattr(self.mlp, "weight", None)
+        return weight.numel() // self.output_weight().shape[2] if isinstance(weight, torch.Tensor) else 0
+
 
 class Sites:
     """All attention sites of a model, by stack."""

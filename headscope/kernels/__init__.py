@@ -1,0 +1,1 @@
+"""How attention functionals are computed: the explicit oracle, the row sweep, identities on fused kernels."""

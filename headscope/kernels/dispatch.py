@@ -34,9 +34,7 @@ def compute(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -
 def _identities(inp: AttentionInputs, wants: Wants) -> Stats:
     stats = Stats()
     if wants.out or wants.lse or wants.received:
-        out, lse = sdpa.attend(inp)
-        stats.out = out if wants.out else None
-        stats.lse = lse
+        stats.out, stats.lse = sdpa.attend(inp)
     if wants.entropy:
         stats.entropy = sdpa.entropy(inp)
     if wants.project is not None:

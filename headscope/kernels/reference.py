@@ -48,7 +48,8 @@ def attend(inp: AttentionInputs) -> Tensor:
 
 def entropy(inp: AttentionInputs) -> Tensor:
     """Return −Σ_k p log p of each row in nats, over keys (a learned sink adds no term): (B, H, Tq)."""
-    return torch.special.entr(pattern(inp)).sum(-1)
+    found: Tensor = torch.special.entr(pattern(inp))
+    return found.sum(-1)
 
 
 def mass(inp: AttentionInputs, indicators: Tensor) -> Tensor:

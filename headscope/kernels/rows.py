@@ -219,7 +219,8 @@ def _normalise(
     if stats.entropy is not None and entropy is not None:
         stats.entropy[sample, at, block] = entropy
     if wants.top == 1 and stats.top_keys is not None and stats.top_weights is not None:
-        assert best is not None and weight is not None
+        assert best is not None
+        assert weight is not None
         stats.top_keys[sample, at, block, 0] = best
         stats.top_weights[sample, at, block, 0] = weight
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -17,7 +17,7 @@ from headscope.attention.engine import active
 from headscope.attention.result import Run, Stat, label
 from headscope.attention.session import Session
 from headscope.attention.tiles import QKStore
-from headscope.errors import PromptError, WeightsError
+from headscope.errors import PromptError, RequestError, WeightsError
 from headscope.models.batch import Batch, Side
 from headscope.models.prompt import Prompt
 
@@ -70,7 +70,7 @@ def prepare(model: Model, given: Inputs, side: Side = "left") -> Prepared:
         batch = model.batch([given])
     elif isinstance(given, Batch):
         batch = given
-    elif isinstance(given, Sequence) and given:
+    elif given:
         batch = model.batch(given, side)
     else:
         raise PromptError("Nothing to run: pass a prompt, a non-empty list of prompts, a batch, text, or tensors.")
@@ -109,7 +109,7 @@ def _from_tensors(
     if not _encoder_decoder(model):
         if "input_ids" in tensors:
             own.total = tensors["input_ids"].shape[1]
-        return Prepared(tensors, {kind: own for kind in model.spec.stacks})
+        return Prepared(tensors, dict.fromkeys(model.spec.stacks, own))
     target = _validity(tensors.get("decoder_attention_mask"))
     start_region = {"bos": [[0]] * batch}
     contexts = {
@@ -148,7 +148,7 @@ def run(
 ) -> Run:
     """See ``Model.run``."""
     prepared = prepare(model, given, side)
-    session = Session(model.sites, capture, model.edits, prepared.contexts)
+    session = Session(model.sites, bound(capture, prepared), model.edits, prepared.contexts)
     check_budget(model, prepared, session, logits)
     with torch.no_grad(), active(session):
         found = forward(model, prepared.tensors, logits)
@@ -158,6 +158,20 @@ def run(
         prompt=prepared.given if prepared.given is not None else given,
         qk={key: QKStore(layers) for key, layers in session.stored.items()},
     )
+
+
+def bound(capture: Sequence[ask.Request], prepared: Prepared) -> list[ask.Request]:
+    """Return the requests with keys that are a function of the prompt worked out: ``Lookup(keys=function)``."""
+    done: dict[int, ask.Request] = {}
+    for request in capture:
+        if isinstance(request, ask.Lookup) and callable(request.keys) and id(request) not in done:
+            if len(prepared.prompts) != 1:
+                raise RequestError(
+                    f"{request.key!r} looks up keys that depend on the prompt: run one prompt at a time, not "
+                    f"{len(prepared.prompts) or 'tensors'}."
+                )
+            done[id(request)] = replace(request, keys=request.keys(prepared.prompts[0]))
+    return [done.get(id(request), request) for request in capture]
 
 
 def forward(model: Model, tensors: dict[str, Tensor], logits: bool | Literal["last"], **kwargs: Any) -> Tensor | None:

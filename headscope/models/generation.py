@@ -62,7 +62,7 @@ def trace(
 
 
 def _of_last_row(request: ask.Request) -> ask.Request:
-    if "query" not in dimensions(request) if not isinstance(request, ask.QK) else True:
+    if "query" not in dimensions(request):
         raise RequestError(f"trace() captures rows; {type(request).__name__} is about keys. Ask for it in run().")
     if request.queries not in (None, "last"):
         raise RequestError(f"trace() captures the row that produced each token: leave out queries={request.queries!r}.")
