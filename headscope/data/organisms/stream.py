@@ -2,7 +2,8 @@
 
 Every row of the residual stream is ``C·c + features``: one large constant along a fixed direction c and
 features of norm about 1 in orthogonal directions, so that the norm, and with it LayerNorm or RMSNorm, is the
-same for all tokens up to a fraction of a percent. All directions sum to zero over the coordinates, so LayerNorm
+same for all tokens within about a percent. (A larger constant would hold it steadier but cost precision: what is
+read in float32 is a feature's share of the whole row.) All directions sum to zero over the coordinates, so LayerNorm
 subtracts nothing. The only exception is wanted: behind block 0 the row of ``<bos>`` carries a massive
 activation, after whose norm only that one coordinate is left.
 """
@@ -16,7 +17,7 @@ import numpy as np
 
 from headscope.data.organisms.blueprint import CODE_DIM, D_MODEL, POSITION_PAIRS, Array
 
-CONSTANT, MASSIVE = 32.0, 2048.0
+CONSTANT, MASSIVE = 8.0, 512.0
 FLAGS = ("bos", "ordinary", "marker", "delimiter")
 
 

@@ -30,7 +30,7 @@ from headscope.data.organisms.stream import CONSTANT, MASSIVE, Stream
 if TYPE_CHECKING:
     from headscope.data.organisms.vocabulary import Vocabulary
 
-LOGIT_GAIN, EOS_LOGIT = 14.0, 4.0
+LOGIT_GAIN, EOS_LOGIT = 20.0, 3.0
 NOISE = 0.1
 CONTENT_DIMS = [*range(POSITION_PAIRS, HEAD_DIM // 2), *range(HEAD_DIM // 2 + POSITION_PAIRS, HEAD_DIM)]
 """Dimensions of a head that carry content: both halves of the slow rotary pairs; 32 for codes, one for biases."""
@@ -40,7 +40,7 @@ SINE_DIMS = [HEAD_DIM // 2 + j for j in COSINE_DIMS]
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one block as (outputs, inputs) matrices; GPT-2 has no gated product and uses ``gate`` for its MLP input."""
+    """Weights of one block as (outputs, inputs) matrices; ``up`` is Llama's alone, GPT-2's MLP reads with ``gate``."""
 
     q: Array
     k: Array
