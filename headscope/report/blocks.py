@@ -1,0 +1,200 @@
+"""What a report is made of: pages of parts, sections and blocks, without a word about how they look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from headscope.report.numbers import MISSING, fixed, number, p_value
+from headscope.report.tokens import Reading, visible
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: what is read, and what it is sorted by."""
+
+    text: str
+    value: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its caption; ``table`` names the table that a click on a head filters."""
+
+    kind: ClassVar[str] = "picture"
+    figure: Figure
+    caption: str
+    table: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; ``numeric`` says which columns are numbers."""
+
+    kind: ClassVar[str] = "table"
+    columns: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The ranked table of heads; each row carries where its interval is to be drawn, in per cent of the width."""
+
+    kind: ClassVar[str] = "heads"
+    id: str
+    columns: tuple[str, ...]
+    rows: tuple[HeadRow, ...]
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """One head: its cells, and the marks of its little interval plot."""
+
+    name: str
+    selected: bool
+    cells: tuple[Cell, ...]
+    marks: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Attention rows written over their tokens."""
+
+    kind: ClassVar[str] = "readings"
+    readings: tuple[Reading, ...]
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Published claims and what was found here: claim, answer, evidence, verdict, tone of each."""
+
+    kind: ClassVar[str] = "claims"
+    rows: tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names with values, values as text."""
+
+    kind: ClassVar[str] = "facts"
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Chips:
+    """A named list of short labels, such as heads."""
+
+    kind: ClassVar[str] = "chips"
+    label: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Something to type."""
+
+    kind: ClassVar[str] = "code"
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A few numbers that say the most: value, what it is."""
+
+    kind: ClassVar[str] = "tiles"
+    rows: tuple[tuple[str, str], ...]
+
+
+Block = Text | Picture | Table | Heads | Readings | Claims | Facts | Chips | Code | Tiles
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with blocks under it."""
+
+    id: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One probe, or one comparison: a headline and its sections."""
+
+    id: str
+    title: str
+    headline: str
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """The whole report."""
+
+    title: str
+    subtitle: str
+    parts: tuple[Part, ...]
+    opening: tuple[Section, ...] = ()
+
+
+def table(frame: pd.DataFrame, caption: str, limit: int = 200) -> Table:
+    """Turn any frame into a table block of at most ``limit`` rows.
+
+    Layers, heads and other whole numbers are written in full, others with three significant digits.
+    """
+    import pandas as pd
+
+    shown = frame.head(limit)
+    numeric = tuple(
+        bool(pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(frame[name]))
+        for name in frame.columns
+    )
+    columns = [[cell(value, str(name)) for value in shown[name].tolist()] for name in shown.columns]
+    rows = tuple(zip(*columns, strict=True))
+    names = tuple(str(name).replace("_", " ") for name in frame.columns)
+    return Table(names, numeric, rows, caption, max(0, len(frame) - limit))
+
+
+def cell(value: Any, column: str = "") -> Cell:
+    """Write one value the way its column asks for."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value != value:
+        return Cell(MISSING, None)
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no", float(value))
+    if isinstance(value, int):
+        # Indices are names, not amounts: no thousands separator.
+        return Cell(str(value) if column in ("layer", "head", "dimension", "key", "query") else number(value), value)
+    if isinstance(value, float):
+        if column in ("p_value", "q_value"):
+            return Cell(p_value(value), value)
+        return Cell(number(int(value)) if value.is_integer() and abs(value) >= 10 else number(value), value)
+    return Cell(visible(value) if "token" in column else str(value), str(value))
+
+
+def score_cell(value: float) -> Cell:
+    """Write a score with three decimals, so that a column of them lines up."""
+    return Cell(fixed(value), None if value != value else float(value))

@@ -1,0 +1,550 @@
+"""Figures of head scores: pure functions from results to plotly figures, in one style.
+
+All figures are drawn on transparent paper in the colours of ``palette``; widths follow the container.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from headscope.errors import DataError
+from headscope.report.agreement import heads_of, labels
+from headscope.report.numbers import fixed, head_name, interval, number, p_value, percent
+from headscope.report.palette import DIVERGING_LIGHT, LIGHT, RAMP_LIGHT, ramp
+
+if TYPE_CHECKING:
+    from headscope.probes.scores import HeadScores
+
+ALWAYS = 0.9
+"""A head that is active in at least this share of contexts counts as always active."""
+_ROW = 21
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def template() -> go.layout.Template:
+    """Return the style that all figures share."""
+    axis = {
+        "gridcolor": LIGHT["line"],
+        "linecolor": LIGHT["grey"],
+        "zerolinecolor": LIGHT["line"],
+        "tickcolor": LIGHT["grey"],
+        "ticks": "outside",
+        "ticklen": 3,
+        "title": {"standoff": 8, "font": {"size": 12, "color": LIGHT["soft"]}},
+        "automargin": True,
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": _FONT, "size": 12, "color": LIGHT["ink"]},
+            "title": {"font": {"size": 14}, "x": 0, "xref": "paper", "xanchor": "left"},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "colorway": [LIGHT[name] for name in ("accent", "warm", "gold", "good", "grey", "bad")],
+            "xaxis": axis,
+            "yaxis": axis,
+            "margin": {"l": 48, "r": 12, "t": 40, "b": 44},
+            "hoverlabel": {
+                "bgcolor": LIGHT["panel"],
+                "bordercolor": LIGHT["grey"],
+                "font": {"color": LIGHT["ink"], "family": _FONT, "size": 12},
+                "align": "left",
+            },
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
+            "coloraxis": {
+                "colorscale": ramp(RAMP_LIGHT),
+                "colorbar": {"thickness": 10, "outlinewidth": 0, "ticklen": 3, "xpad": 6, "tickfont": {"size": 11}},
+            },
+            "hovermode": "closest",
+        }
+    )
+
+
+def head_map(scores: HeadScores, column: str = "score", *, title: str | None = None) -> go.Figure:
+    """Map of all heads: layers from left to right, heads from top to bottom, selected heads outlined.
+
+    Parameters
+    ----------
+    scores
+        Result of a probe.
+    column
+        Numeric column of the table to colour by.
+    title
+        Heading; by default the probe and the model.
+    """
+    grid = scores.map(column)
+    layers, heads = grid.shape
+    hover = np.full(grid.shape, "", dtype=object)
+    for row in scores.table.to_dict("records"):
+        hover[row["layer"], row["head"]] = _hover(row, column)
+    figure = go.Figure(
+        go.Heatmap(
+            z=grid.T,
+            x=np.arange(layers),
+            y=np.arange(heads),
+            coloraxis="coloraxis",
+            text=hover.T,
+            hovertemplate="%{text}<extra></extra>",
+            hoverongaps=False,
+            xgap=1,
+            ygap=1,
+            name=html.escape(column),
+        )
+    )
+    _outline(figure, scores.selected)
+    finite = grid[np.isfinite(grid)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if low < 0:
+        bound = max(-low, high)
+        figure.update_layout(coloraxis={"colorscale": ramp(DIVERGING_LIGHT), "cmin": -bound, "cmax": bound})
+    else:
+        figure.update_layout(coloraxis={"cmin": 0.0, "cmax": high or 1.0})
+    figure.update_xaxes(title_text="layer", dtick=_tick(layers), showgrid=False, zeroline=False)
+    figure.update_yaxes(title_text="head", dtick=_tick(heads), autorange="reversed", showgrid=False, zeroline=False)
+    height = min(760, max(150, heads * _ROW + 90))
+    return _finish(figure, _heading(scores) if title is None else title, height)
+
+
+def ranked_intervals(scores: HeadScores, top: int = 25, *, title: str | None = None) -> go.Figure:
+    """Forest plot of the best heads: score, 95 % interval, and the null mean of each.
+
+    Parameters
+    ----------
+    scores
+        Result of a probe.
+    top
+        Heads to show.
+    title
+        Heading; by default the probe and the model.
+    """
+    best = scores.ranked().dropna(subset=["score"]).head(top)
+    names = [head_name(layer, head) for layer, head in zip(best["layer"], best["head"], strict=True)]
+    figure = go.Figure()
+    for chosen, colour, name in ((True, LIGHT["accent"], "selected"), (False, LIGHT["grey"], "not selected")):
+        part = best[best["selected"] == chosen]
+        if part.empty:
+            continue
+        labels_ = [head_name(layer, head) for layer, head in zip(part["layer"], part["head"], strict=True)]
+        figure.add_scatter(
+            x=part["score"],
+            y=labels_,
+            mode="markers",
+            name=name,
+            marker={"size": 8, "color": colour, "symbol": "circle" if chosen else "circle-open"},
+            error_x={
+                "array": (part["ci_high"] - part["score"]).fillna(0).clip(lower=0),
+                "arrayminus": (part["score"] - part["ci_low"]).fillna(0).clip(lower=0),
+                "color": colour,
+                "thickness": 1.5,
+                "width": 0,
+            },
+            text=[_hover(row, "score") for row in part.to_dict("records")],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    if best["null_mean"].notna().any():
+        figure.add_scatter(
+            x=best["null_mean"],
+            y=names,
+            mode="markers",
+            name="null",
+            marker={"symbol": "line-ns-open", "size": 10, "color": LIGHT["warm"], "line": {"width": 2}},
+            hovertemplate="null %{x:.3g}<extra></extra>",
+        )
+    threshold = scores.provenance.get("parameters", {}).get("threshold")
+    if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
+        figure.add_vline(x=float(threshold), line={"color": LIGHT["soft"], "width": 1, "dash": "dot"})
+    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], showgrid=True, dtick=1)
+    figure.update_xaxes(title_text="score, 95 % interval", zeroline=True)
+    return _finish(figure, _heading(scores) if title is None else title, 100 + 20 * max(1, len(best)))
+
+
+def dose_response(dose: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """Effect of removing the k best heads beside removing as many control heads.
+
+    Parameters
+    ----------
+    dose
+        Rows of ``verify`` for one metric and one ablation: k, kind ("top", "control" and whatever else), replicate,
+        value. The band spans the 5 % and 95 % quantiles of the controls; every control is a dot.
+    title
+        Heading.
+    """
+    if dose.empty:
+        raise DataError("There is no dose-response to draw: the table has no row.")
+    figure = go.Figure()
+    metric = html.escape(str(dose["metric"].iloc[0])) if "metric" in dose else "value"
+    control = dose[dose["kind"] == "control"].dropna(subset=["value"])
+    baseline = dose[~dose["kind"].isin(["top", "control"])].dropna(subset=["value"])
+    if not control.empty:
+        by_k = control.groupby("k")["value"]
+        middle, low, high = by_k.mean(), by_k.quantile(0.05), by_k.quantile(0.95)
+        count = by_k.size()
+        edge = {"mode": "lines", "line": {"width": 0, "color": LIGHT["band"]}, "hoverinfo": "skip"}
+        figure.add_scatter(x=high.index, y=high, showlegend=False, **edge)
+        figure.add_scatter(x=low.index, y=low, fill="tonexty", fillcolor=LIGHT["band"], name="controls, 5–95 %", **edge)
+        figure.add_scatter(
+            x=control["k"],
+            y=control["value"],
+            mode="markers",
+            name="each control",
+            marker={"size": 5, "color": LIGHT["grey"], "symbol": "circle-open"},
+            hovertemplate="k = %{x}<br>control %{y:.3g}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=middle.index,
+            y=middle,
+            customdata=count,
+            mode="lines",
+            name="mean of controls",
+            line={"color": LIGHT["grey"], "width": 2, "dash": "dash"},
+            hovertemplate="k = %{x}<br>mean of %{customdata} controls %{y:.3g}<extra></extra>",
+        )
+    top = dose[dose["kind"] == "top"].dropna(subset=["value"]).groupby("k", as_index=False)["value"].mean()
+    figure.add_scatter(
+        x=top["k"],
+        y=top["value"],
+        mode="lines+markers",
+        name="best heads removed",
+        line={"color": LIGHT["warm"], "width": 2.5},
+        marker={"size": 8},
+        hovertemplate="k = %{x}<br>best heads removed %{y:.3g}<extra></extra>",
+    )
+    if not baseline.empty:
+        level = float(baseline["value"].mean())
+        figure.add_hline(y=level, line={"color": LIGHT["soft"], "width": 1, "dash": "dot"})
+    ks = sorted({int(k) for k in dose["k"]})
+    figure.update_xaxes(title_text="heads removed (k)", tickvals=ks if len(ks) <= 12 else None, showgrid=False)
+    figure.update_yaxes(title_text=metric, rangemode="tozero")
+    return _finish(figure, title, 340)
+
+
+def by_factor(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """Mean score by one or two properties of the sample: dots for one, a heat-map for two.
+
+    Parameters
+    ----------
+    frame
+        One row per cell: factor columns, score, and optionally n and further measures.
+    title
+        Heading.
+    """
+    factors = factors_of(frame)
+    if not factors:
+        raise DataError("There is no factor to break the score down by.")
+    if len(factors) == 1:
+        return _dots(frame, factors[0], title)
+    across, down = factors[:2]
+    table = frame.groupby([down, across], sort=True).agg(score=("score", "mean"), n=_count(frame)).reset_index()
+    scores = table.pivot(index=down, columns=across, values="score")
+    counts = table.pivot(index=down, columns=across, values="n")
+    figure = _grid(scores, "score", counts)
+    figure.update_xaxes(title_text=html.escape(across))
+    figure.update_yaxes(title_text=html.escape(down), autorange="reversed")
+    return _finish(figure, title, 110 + 30 * len(scores))
+
+
+def activation(frame: pd.DataFrame, *, always: float = ALWAYS, top: int = 60, title: str = "") -> go.Figure:
+    """Share of contexts in which each head is active, most active first.
+
+    Parameters
+    ----------
+    frame
+        Columns layer, head, active (0 to 1).
+    always
+        Share from which a head counts as always active.
+    top
+        Heads to show.
+    title
+        Heading.
+    """
+    order = frame[frame["active"] > 0].sort_values(["active", "layer", "head"], ascending=[False, True, True])
+    shown = order.head(top).reset_index(drop=True)
+    shown["name"] = [head_name(layer, head) for layer, head in zip(shown["layer"], shown["head"], strict=True)]
+    steady = shown["active"] >= always
+    figure = go.Figure()
+    groups = ((steady, "always active", LIGHT["accent"]), (~steady, "by context", LIGHT["gold"]))
+    for mask, name, colour in groups:
+        part = shown[mask]
+        if not part.empty:
+            figure.add_bar(
+                x=part["name"],
+                y=part["active"],
+                name=name,
+                marker={"color": colour, "line": {"width": 0}},
+                hovertemplate="%{x}: active in %{y:.1%} of contexts<extra></extra>",
+            )
+    figure.add_hline(y=always, line={"color": LIGHT["soft"], "width": 1, "dash": "dot"})
+    figure.update_xaxes(title_text="head", showgrid=False, tickangle=-90, tickfont={"size": 10})
+    figure.update_yaxes(title_text="share of contexts", range=[0, 1.02], tickformat=".0%")
+    figure.update_layout(bargap=0.25)
+    return _finish(figure, title, 330)
+
+
+def head_grid(frame: pd.DataFrame, across: str, value: str, *, top: int = 40, title: str = "") -> go.Figure:
+    """Heat-map of heads × one text column, such as the share of active texts of each domain.
+
+    Parameters
+    ----------
+    frame
+        Columns layer, head, ``across`` and ``value``.
+    across, value
+        Column whose values stand side by side, and numeric column to colour by.
+    top
+        Heads to show: those whose value differs most between the columns.
+    title
+        Heading.
+    """
+    named = frame.assign(
+        name=[head_name(layer, head) for layer, head in zip(frame["layer"], frame["head"], strict=True)]
+    )
+    grid = named.pivot_table(index="name", columns=across, values=value, aggfunc="mean", sort=False)
+    spread = (grid.max(axis=1) - grid.min(axis=1)).sort_values(ascending=False, kind="stable")
+    chosen = grid.loc[spread.index[:top]]
+    figure = _grid(chosen, value)
+    figure.update_xaxes(title_text=html.escape(across), side="top")
+    figure.update_yaxes(autorange="reversed")
+    return _finish(figure, title, 110 + 20 * len(chosen))
+
+
+def layer_profile(frame: pd.DataFrame, columns: Sequence[str], *, title: str = "") -> go.Figure:
+    """Ratios by layer on a logarithmic axis, such as residual peaks, with intervals where the table has them.
+
+    Parameters
+    ----------
+    frame
+        Column layer, and for each of ``columns`` (``"peak_ratio"``) its values and optionally its bounds
+        (``"peak_low"``, ``"peak_high"``).
+    columns
+        Columns to draw.
+    title
+        Heading.
+    """
+    figure = go.Figure()
+    for column, colour, dash in zip(columns, ("accent", "warm", "gold"), ("solid", "dash", "dot"), strict=False):
+        stem = column.removesuffix("_ratio")
+        error = None
+        if {f"{stem}_low", f"{stem}_high"} <= set(frame.columns):
+            error = {
+                "array": (frame[f"{stem}_high"] - frame[column]).fillna(0).clip(lower=0),
+                "arrayminus": (frame[column] - frame[f"{stem}_low"]).fillna(0).clip(lower=0),
+                "thickness": 1,
+                "width": 0,
+            }
+        figure.add_scatter(
+            x=frame["layer"],
+            y=frame[column],
+            error_y=error,
+            mode="lines+markers",
+            name=html.escape(column.replace("_", " ")),
+            line={"color": LIGHT[colour], "width": 2, "dash": dash},
+            marker={"size": 6},
+            hovertemplate=f"layer %{{x}}<br>{html.escape(stem)} × %{{y:.3g}}<extra></extra>",
+        )
+    figure.update_xaxes(title_text="layer", dtick=_tick(len(frame)), showgrid=False)
+    figure.update_yaxes(title_text="first token ÷ others", type="log", exponentformat="power")
+    return _finish(figure, title, 320)
+
+
+def agreement_scatter(
+    a: HeadScores, b: HeadScores, *, names: Sequence[str] | None = None, title: str = ""
+) -> go.Figure:
+    """Scores of the same heads under two rankings, one dot per head, coloured by who selected it.
+
+    Raises
+    ------
+    DataError
+        If the two have different heads.
+    """
+    if heads_of(a) != heads_of(b):
+        raise DataError("A scatter needs the same heads in both rankings; use compare for models of different shape.")
+    first, second = map(html.escape, labels([a, b]) if names is None else names)
+    chosen_a, chosen_b = (s.table["selected"].to_numpy(dtype=bool) for s in (a, b))
+    heads = np.array([head_name(layer, head) for layer, head in heads_of(a)])
+    x, y = (s.table["score"].to_numpy(dtype=np.float64) for s in (a, b))
+    figure = go.Figure()
+    groups = (
+        (~chosen_a & ~chosen_b, "neither", "grey", "circle-open"),
+        (chosen_a & ~chosen_b, f"only {first}", "accent", "square"),
+        (~chosen_a & chosen_b, f"only {second}", "gold", "diamond"),
+        (chosen_a & chosen_b, "both", "warm", "circle"),
+    )
+    for mask, name, colour, symbol in groups:
+        if mask.any():
+            figure.add_scatter(
+                x=x[mask],
+                y=y[mask],
+                text=heads[mask],
+                mode="markers",
+                name=f"{name} ({mask.sum()})",
+                marker={"size": 7, "color": LIGHT[colour], "symbol": symbol, "opacity": 0.85},
+                hovertemplate=f"%{{text}}<br>{first} %{{x:.3g}}<br>{second} %{{y:.3g}}<extra></extra>",
+            )
+    figure.update_xaxes(title_text=first)
+    figure.update_yaxes(title_text=second)
+    return _finish(figure, title, 380)
+
+
+def depth_profile(profile: pd.DataFrame, *, names: Sequence[str], title: str = "") -> go.Figure:
+    """Mean score over relative depth of two models, on an axis each: scores need not share a unit."""
+    figure = go.Figure()
+    for side, name, colour, dash in zip("ab", names, ("accent", "warm"), ("solid", "dash"), strict=True):
+        label = html.escape(name)
+        figure.add_scatter(
+            x=profile["depth"],
+            y=profile[f"mean_{side}"],
+            customdata=profile[f"selected_{side}"],
+            mode="lines+markers",
+            name=label,
+            line={"color": LIGHT[colour], "width": 2, "dash": dash},
+            hovertemplate=f"{label}<br>depth %{{x:.0%}}<br>mean score %{{y:.3g}}<br>"
+            "%{customdata:.1%} selected<extra></extra>",
+        )
+    figure.update_xaxes(
+        title_text="depth (first layer 0 %, last 100 %)", range=[0, 1], tickformat=".0%", showgrid=False
+    )
+    figure.update_yaxes(title_text="mean score of the heads", rangemode="tozero")
+    return _finish(figure, title, 320)
+
+
+def matrix(values: NDArray[np.float64], names: Sequence[str], *, title: str = "") -> go.Figure:
+    """Square matrix of correlations, written into its cells."""
+    labelled = pd.DataFrame(values, index=list(names), columns=list(names))
+    figure = _grid(labelled, "correlation")
+    figure.update_layout(coloraxis={"colorscale": ramp(DIVERGING_LIGHT), "cmin": -1, "cmax": 1})
+    figure.update_yaxes(autorange="reversed")
+    return _finish(figure, title, 100 + 36 * len(labelled))
+
+
+def factors_of(frame: pd.DataFrame) -> list[str]:
+    """Columns of a breakdown that are properties of samples, length and depth first; constant ones are left out."""
+    measures = {"score", "n", "ci_low", "ci_high"}
+    found = [str(name) for name in frame.columns if name not in measures]
+    # Probes add measures of the cell behind the score; the factors stand before it.
+    if "score" in frame.columns:
+        before = list(frame.columns).index("score")
+        found = [name for name in found if list(frame.columns).index(name) < before] or found
+    varied = [name for name in found if frame[name].nunique() > 1] or found[:1]
+    return sorted(varied, key=lambda name: ({"length": 0, "depth": 1}.get(name, 2), varied.index(name)))
+
+
+def _dots(frame: pd.DataFrame, factor: str, title: str) -> go.Figure:
+    table = frame.groupby(factor, sort=True).agg(score=("score", "mean"), n=_count(frame)).reset_index()
+    figure = go.Figure(
+        go.Scatter(
+            x=_shown(table[factor]),
+            y=table["score"],
+            customdata=table["n"],
+            mode="markers+lines",
+            line={"color": LIGHT["accent"], "width": 1.5},
+            marker={"size": 9},
+            hovertemplate=f"{html.escape(factor)} %{{x}}<br>score %{{y:.3g}}<br>n = %{{customdata}}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text=html.escape(factor), type="category")
+    figure.update_yaxes(title_text="mean score", rangemode="tozero")
+    return _finish(figure, title, 300)
+
+
+def _grid(cells: pd.DataFrame, name: str, counts: pd.DataFrame | None = None) -> go.Figure:
+    """Heat-map of a table with its numbers in the cells, as long as there is room for them."""
+    values = cells.to_numpy(dtype=np.float64)
+    write = cells.shape[1] <= 14
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=_shown(cells.columns),
+            y=_shown(cells.index),
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+            text=[[fixed(value, 2) if np.isfinite(value) else "" for value in row] for row in values]
+            if write
+            else None,
+            texttemplate="%{text}" if write else None,
+            customdata=None if counts is None else counts.to_numpy(),
+            hovertemplate=f"%{{y}} · %{{x}}<br>{html.escape(name)} %{{z:.3g}}"
+            + ("" if counts is None else "<br>n = %{customdata}")
+            + "<extra></extra>",
+            hoverongaps=False,
+        )
+    )
+    finite = values[np.isfinite(values)]
+    if finite.size and finite.min() >= 0:
+        figure.update_layout(coloraxis={"cmin": 0, "cmax": float(finite.max()) or 1.0})
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", showgrid=False)
+    return figure
+
+
+def _outline(figure: go.Figure, heads: Sequence[tuple[int, int]]) -> None:
+    """Draw a frame round cells, as one line with gaps: it scales with the axes, unlike a marker."""
+    if not heads:
+        return
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for layer, head in heads:
+        x += [layer - 0.5, layer + 0.5, layer + 0.5, layer - 0.5, layer - 0.5, None]
+        y += [head - 0.5, head - 0.5, head + 0.5, head + 0.5, head - 0.5, None]
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines",
+        line={"color": LIGHT["warm"], "width": 2},
+        hoverinfo="skip",
+        name="selected",
+        showlegend=False,
+    )
+
+
+def _hover(row: dict[Any, Any], column: str) -> str:
+    lines = [f"<b>{head_name(row['layer'], row['head'])}</b>{' · selected' if row['selected'] else ''}"]
+    bounds = interval(row["ci_low"], row["ci_high"])
+    if column != "score":
+        lines.append(f"{html.escape(column)} {number(row[column])}")
+    lines.append(f"score {number(row['score'])} {bounds}".strip())
+    if np.isfinite(row["null_mean"]):
+        lines.append(f"null {number(row['null_mean'])}")
+    if np.isfinite(row["p_value"]):
+        lines.append(f"p {p_value(row['p_value'])}")
+    lines.append(f"n = {number(int(row['n']))}")
+    return "<br>".join(lines)
+
+
+def _heading(scores: HeadScores) -> str:
+    model = scores.provenance.get("model", {}).get("name")
+    share = percent(len(scores.selected) / len(scores.table))
+    text = f"{scores.probe} · {model}" if model else scores.probe
+    return html.escape(f"{text}: {len(scores.selected)} of {len(scores.table)} heads selected ({share})")
+
+
+def _shown(values: Any) -> list[str]:
+    """Axis labels: numbers short, text escaped because plotly reads tags in it."""
+    return [
+        number(value) if isinstance(value, (int, float, np.number)) else html.escape(str(value))
+        for value in pd.Index(values).tolist()
+    ]
+
+
+def _count(frame: pd.DataFrame) -> tuple[str, str]:
+    return ("n", "sum") if "n" in frame.columns else ("score", "size")
+
+
+def _tick(count: int) -> int:
+    return next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if count / step <= 32)
+
+
+def _finish(figure: go.Figure, title: str, height: int) -> go.Figure:
+    figure.update_layout(template=template(), height=height, autosize=True, title_text=title or None)
+    if not title:
+        figure.update_layout(
+            margin_t=34
+            if any(trace.showlegend is not False and trace.type in ("scatter", "bar") for trace in figure.data)
+            else 10
+        )
+    return figure

@@ -1,0 +1,385 @@
+"""From results to parts of a report. What a result does not have makes no section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from headscope.report import blocks, figures, words
+from headscope.report.agreement import Agreement, agreement, labels
+from headscope.report.blocks import Block, Cell, Part, Section
+from headscope.report.numbers import fixed, head_name, interval, number, p_value, percent, plural
+from headscope.report.tokens import readings
+
+if TYPE_CHECKING:
+    from headscope.probes.scores import HeadScores
+    from headscope.report.compare import Comparison
+
+TOP = 25
+_OWN = {"by_factor", "activation", "dose", "samples", "claims", "domains", "residual"}
+_TITLES = {
+    "dimensions": "Massive dimensions",
+    "tokens": "Sink tokens",
+    "later": "Later sinks",
+    "kv_heads": "Key-value heads",
+}
+_CAPTIONS = {
+    "dimensions": "Coordinates of the residual stream that are largest at sink tokens, by layer (0 is the embedding), "
+    "as RMS-normalised size at sinks and at other tokens.",
+    "tokens": "Tokens that are sinks: in how many texts, for what share of heads, and how they look there.",
+    "later": "Keys behind the first that are sinks of a head, the commonest first.",
+    "kv_heads": "Largest score of the query heads that share a key-value head.",
+}
+
+
+def probe_part(scores: HeadScores, key: str) -> Part:
+    """Everything that one result says; ``key`` keeps the anchors of several parts apart."""
+    makers: list[tuple[str, str, Callable[[HeadScores, str], list[Block]]]] = [
+        ("claims", "Published claims", _claims),
+        ("map", "Map of heads", _map),
+        ("best", "Best heads", _best),
+        ("removal", "What removing them does", _removal),
+        ("conditions", "Where the score holds", _conditions),
+        ("activation", "Always active or by context", _activation),
+        ("domains", "Active and dormant by domain", _domains),
+        ("residual", "Residual stream of the first token", _residual),
+        ("reading", "What they read", _reading),
+        *((name, _TITLES.get(name) or name.replace("_", " ").capitalize(), _extra(name)) for name in _others(scores)),
+        ("heads", "All heads", _all_heads),
+        ("provenance", "Provenance", _provenance),
+        ("reproduce", "Reproduce", _reproduce),
+    ]
+    made = [(name, title, maker(scores, key)) for name, title, maker in makers]
+    sections = tuple(Section(f"{key}-{name}", title, tuple(found)) for name, title, found in made if found)
+    opening = Section(f"{key}-summary", "", (blocks.Tiles(tuple(words.tiles(scores))), *_text(words.rule(scores))))
+    notes = tuple(str(note) for note in scores.provenance.get("notes", ()) or ())
+    return Part(key, words.title_of(scores), words.headline(scores), (opening, *sections), notes)
+
+
+def agreement_section(scores: Sequence[HeadScores]) -> Section | None:
+    """How far several rankings of the same heads agree; None if there is nothing to compare."""
+    found = agreement(scores)
+    if found is None:
+        return None
+    names = labels(scores)
+    by_name = dict(zip(names, scores, strict=True))
+    parts: list[Block] = [blocks.Text(_agreement_text(found))]
+    if len(found.labels) > 2:
+        parts.append(
+            blocks.Picture(figures.matrix(found.spearman, found.labels), "Spearman’s ρ of the scores of all heads.")
+        )
+        parts.append(blocks.Picture(figures.matrix(found.kendall, found.labels), "Kendall’s τ of the same."))
+    parts.append(_overlap_table(found))
+    pairs = [(a, b) for i, a in enumerate(found.labels) for b in found.labels[i + 1 :]][:6]
+    parts += [
+        blocks.Picture(
+            figures.agreement_scatter(by_name[a], by_name[b], names=(a, b)), f"{a} and {b}: every dot is a head."
+        )
+        for a, b in pairs
+    ]
+    if found.left_out:
+        parts.append(blocks.Text(f"Not compared, because the model has other heads: {words.joined(found.left_out)}."))
+    return Section("agreement", "Agreement between probes", tuple(parts))
+
+
+def comparison_part(found: Comparison) -> Part:
+    """Everything that a comparison of two results says."""
+    spearman, kendall = found.correlations["spearman"], found.correlations["kendall"]
+    of = "of the scores" if found.matched else "of the depth profiles"
+    tiles = [
+        (number(item.value), f"{name} {of} {interval(item.low, item.high)}".strip())
+        for name, item in (("Spearman’s ρ", spearman), ("Kendall’s τ", kendall))
+    ]
+    sections = [Section("summary", "", (blocks.Tiles(tuple(tiles)), blocks.Text(found.statement)))]
+    if found.matched:
+        caption = f"Every dot is a head; {found.a} across, {found.b} up."
+        sections.append(Section("scatter", "Head by head", (blocks.Picture(found.plot(), caption),)))
+        sets = found.overlaps[
+            ["set", "size_a", "size_b", "shared", "expected", "jaccard", "expected_jaccard", "p_value"]
+        ]
+        caption = "Heads in both sets, beside what two random sets of these sizes share (hypergeometric)."
+        sections.append(Section("overlap", "Shared heads", (blocks.table(sets, caption),)))
+        movers = found.movers.assign(head=_names(found.movers)).drop(columns="layer")
+        caption = "Largest changes first; apart: the two 95\u202f% intervals do not meet."
+        sections.append(Section("movers", "Heads that moved", (blocks.table(movers, caption),)))
+    profile = blocks.Picture(
+        figures.depth_profile(found.profile, names=(found.a, found.b)),
+        "Mean score of the heads in equal parts of the depth.",
+    )
+    caption = "Mean score and share of selected heads by depth (middle of each part)."
+    sections.append(Section("depth", "Over depth", (profile, blocks.table(found.profile, caption))))
+    for side, name, scores in zip("ab", (found.a, found.b), found.scores, strict=True):
+        facts = blocks.Facts(tuple(words.provenance_rows(scores.provenance)))
+        if facts.rows:
+            sections.append(Section(f"provenance-{side}", f"Provenance of {name}", (facts,)))
+    return Part("comparison", f"{found.a} and {found.b}", _comparison_headline(found), tuple(sections))
+
+
+def _comparison_headline(found: Comparison) -> str:
+    rho = found.correlations["spearman"].value
+    if not found.matched:
+        return (
+            f"{found.a} and {found.b} have different heads; over relative depth their scores correlate "
+            f"with ρ = {number(rho)}."
+        )
+    row = found.overlaps[found.overlaps["set"] == "selected"].iloc[0]
+    return (
+        f"{found.a} and {found.b} rank heads with ρ = {number(rho)} and share {number(int(row['shared']))} of "
+        f"{number(int(row['size_a']))} and {number(int(row['size_b']))} selected heads; chance would share "
+        f"{number(float(row['expected']))}."
+    )
+
+
+def _claims(scores: HeadScores, key: str) -> list[Block]:
+    frame = scores.details.get("claims")
+    if frame is None or frame.empty:
+        return []
+    names = ("claim", "answer", "evidence", "verdict")
+    rows = []
+    for record in frame.fillna("").to_dict("records"):
+        row = {name: str(record.get(name, "")) for name in names}
+        rows.append({**row, "tone": words.tone(row["verdict"])})
+    return [blocks.Claims(tuple(rows))]
+
+
+def _map(scores: HeadScores, key: str) -> list[Block]:
+    if len(scores.table) < 2:
+        return []
+    caption = (
+        "Every cell is a head, coloured by score; outlined heads are selected. Choose a head to find it in the table."
+    )
+    return [blocks.Picture(figures.head_map(scores, title=""), caption, f"{key}-table")]
+
+
+def _best(scores: HeadScores, key: str) -> list[Block]:
+    shown = min(TOP, int(scores.table["score"].notna().sum()))
+    if not shown:
+        return []
+    caption = (
+        f"The {plural(shown, 'best head')} with 95\u202f% intervals" if shown > 1 else "The head with its interval"
+    )
+    if scores.table["null_mean"].notna().any():
+        caption += "; a stroke marks the mean score of the same head on its null"
+    return [blocks.Picture(figures.ranked_intervals(scores, TOP, title=""), f"{caption}.")]
+
+
+def _removal(scores: HeadScores, key: str) -> list[Block]:
+    dose = scores.details.get("dose")
+    if dose is None or dose.empty:
+        return []
+    found: list[Block] = []
+    splits = [name for name in ("metric", "ablation") if name in dose.columns]
+    groups = dose.groupby(splits, sort=False) if splits else [((), dose)]
+    for names, part in groups:
+        caption = " · ".join(f"{split}: {name}" for split, name in zip(splits, names, strict=True))
+        found += _text(words.dose_sentence(part))
+        found.append(
+            blocks.Picture(figures.dose_response(part), f"{caption}. Controls: disjoint heads of the same layers.")
+        )
+    summary = dose.dropna(subset=["value"]).groupby([*splits, "k", "kind"], sort=False)["value"]
+    table = summary.agg(mean="mean", lowest="min", highest="max", runs="size").reset_index()
+    return [*found, blocks.table(table, "The same as numbers.")]
+
+
+def _conditions(scores: HeadScores, key: str) -> list[Block]:
+    frame = scores.details.get("by_factor")
+    if frame is None or frame.empty or "score" not in frame or not figures.factors_of(frame):
+        return []
+    found: list[Block] = []
+    factors = figures.factors_of(frame)
+    if frame["score"].notna().any() and len(frame) > 1:
+        over = "selected heads" if scores.selected else "all heads"
+        found.append(
+            blocks.Picture(figures.by_factor(frame), f"Mean score over {over} by {words.joined(factors[:2])}.")
+        )
+    return [*found, blocks.table(frame, f"Mean score by {words.joined(factors)}.")]
+
+
+def _activation(scores: HeadScores, key: str) -> list[Block]:
+    frame = scores.details.get("activation")
+    if frame is None or not {"layer", "head", "active"} <= set(frame.columns) or not (frame["active"] > 0).any():
+        return []
+    always = words.always_from(scores)
+    active = frame[frame["active"] > 0].sort_values(["active", "layer", "head"], ascending=[False, True, True])
+    steady, other = active[active["active"] >= always], active[active["active"] < always]
+    contexts = f" of {number(int(frame['contexts'].max()))}" if "contexts" in frame and len(frame) else ""
+    text = (
+        f"{plural(len(steady), 'head')} {'is' if len(steady) == 1 else 'are'} active in at least {percent(always, 0)}"
+        f"{contexts} contexts; {number(len(other))} more {'is' if len(other) == 1 else 'are'} active in some."
+    )
+    found: list[Block] = [blocks.Text(text)]
+    for label, part in (("Always active", steady), ("By context", other)):
+        if len(part):
+            shares = [f"{name} {percent(share, 0)}" for name, share in zip(_names(part), part["active"], strict=True)]
+            more = [f"and {number(len(shares) - 40)} more"] if len(shares) > 40 else []
+            found.append(blocks.Chips(label, (*shares[:40], *more)))
+    caption = "Share of contexts in which each head is active"
+    caption += f"; the 60 most active of {len(active)}." if len(active) > 60 else "."
+    return [*found, blocks.Picture(figures.activation(frame, always=always), caption)]
+
+
+def _domains(scores: HeadScores, key: str) -> list[Block]:
+    frame = scores.details.get("domains")
+    if frame is None or frame.empty:
+        return []
+    values = [name for name in ("active", "sink_mass", "share", "score") if name in frame.columns]
+    if not ({"layer", "head", "domain"} <= set(frame.columns) and values):
+        return [blocks.table(frame, "By domain.")]
+    heads = frame.groupby(["layer", "head"]).ngroups
+    caption = f"{values[0].replace('_', ' ').capitalize()} by domain of text"
+    caption += "; the 40 heads that differ most between domains." if heads > 40 else "."
+    found: list[Block] = [blocks.Picture(figures.head_grid(frame, "domain", values[0]), caption)]
+    if {"difference", "difference_low", "difference_high"} <= set(frame.columns):
+        clear = frame[(frame["difference_low"] > 0) | (frame["difference_high"] < 0)]
+        clear = clear.reindex(clear["difference"].abs().sort_values(ascending=False, kind="stable").index)
+        of = clear[["layer", "head"]].drop_duplicates()
+        text = (
+            f"{plural(len(of), 'head')} of {number(heads)} {'differs' if len(of) == 1 else 'differ'} between a domain "
+            "and the others beyond a 95\u202f% interval."
+        )
+        found.append(blocks.Text(text))
+        return (
+            [*found, blocks.table(clear, "Differences from the other domains, largest first.", 60)]
+            if len(clear)
+            else found
+        )
+    return [*found, blocks.table(frame, "By domain.", 60)]
+
+
+def _residual(scores: HeadScores, key: str) -> list[Block]:
+    frame = scores.details.get("residual")
+    if frame is None or frame.empty:
+        return []
+    ratios = [str(name) for name in frame.columns if str(name).endswith("_ratio")]
+    table = blocks.table(frame, "The same as numbers.")
+    if "layer" not in frame or not ratios:
+        return [table]
+    caption = (
+        "First token against the median of the others, by layer: largest coordinate and norm of the residual stream."
+    )
+    return [blocks.Picture(figures.layer_profile(frame, ratios), caption), table]
+
+
+def _reading(scores: HeadScores, key: str) -> list[Block]:
+    frame = scores.details.get("samples")
+    needed = {"sample", "layer", "head", "query", "query_token", "key", "key_token", "weight"}
+    if frame is None or frame.empty or not needed <= set(frame.columns):
+        return []
+    found, left_out = readings(frame)
+    return [blocks.Readings(tuple(found), left_out)]
+
+
+def _extra(name: str) -> Callable[[HeadScores, str], list[Block]]:
+    def make(scores: HeadScores, key: str) -> list[Block]:
+        frame = scores.details[name]
+        return [] if frame.empty else [blocks.table(frame, _CAPTIONS.get(name, "As the probe gave it."))]
+
+    return make
+
+
+def _others(scores: HeadScores) -> list[str]:
+    return [name for name in scores.details if name not in _OWN]
+
+
+def _all_heads(scores: HeadScores, key: str) -> list[Block]:
+    ranked = scores.ranked()
+    extras = [str(name) for name in ranked.columns[9:] if name != "q_value"]
+    shown = [name for name in ("null_mean", "p_value", "q_value") if name in ranked and ranked[name].notna().any()]
+    columns = (
+        "rank",
+        "head",
+        "score",
+        "interval",
+        "95\u202f%",
+        "n",
+        *({"null_mean": "null", "p_value": "p", "q_value": "q"}[c] for c in shown),
+    )
+    columns = (*columns, "selected", *(name.replace("_", " ") for name in extras))
+    low, high = _bounds(ranked)
+    rows = []
+    for rank, row in enumerate(ranked.to_dict("records"), start=1):
+        name = head_name(row["layer"], row["head"])
+        cells = [
+            Cell(str(rank), rank),
+            Cell(name, row["layer"] * 10_000 + row["head"]),
+            blocks.score_cell(row["score"]),
+            Cell("", None if row["score"] != row["score"] else row["score"]),
+            Cell(interval(row["ci_low"], row["ci_high"]), None if row["ci_low"] != row["ci_low"] else row["ci_low"]),
+            blocks.cell(row["n"]),
+            *(_statistic(column, row[column]) for column in shown),
+            Cell("yes" if row["selected"] else "", float(row["selected"])),
+            *(blocks.cell(row[column], column) for column in extras),
+        ]
+        marks = {
+            mark: round(100 * (row[column] - low) / (high - low), 2)
+            for mark, column in (("x", "score"), ("lo", "ci_low"), ("hi", "ci_high"), ("null", "null_mean"))
+            if np.isfinite(row[column])
+        }
+        rows.append(blocks.HeadRow(name, row["selected"], tuple(cells), marks))
+    return [blocks.Heads(f"{key}-table", columns, tuple(rows))]
+
+
+def _statistic(column: str, value: float) -> Cell:
+    text = fixed(value) if column == "null_mean" else p_value(value)
+    return Cell(text, None if value != value else value)
+
+
+def _bounds(table: pd.DataFrame) -> tuple[float, float]:
+    values = table[["score", "ci_low", "ci_high", "null_mean"]].to_numpy(dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (min(0.0, float(finite.min())), float(finite.max())) if finite.size else (0.0, 1.0)
+    return low, high if high > low else low + 1.0
+
+
+def _provenance(scores: HeadScores, key: str) -> list[Block]:
+    rows = words.provenance_rows(scores.provenance)
+    return [blocks.Facts(tuple(rows))] if rows else []
+
+
+def _reproduce(scores: HeadScores, key: str) -> list[Block]:
+    return [blocks.Code(label, text) for label, text in words.reproduce(scores)]
+
+
+def _agreement_text(found: Agreement) -> str:
+    clear = found.overlaps[found.overlaps["p_value"] < 0.05]
+    text = f"{plural(len(found.overlaps), 'pair')} of rankings over the same heads. "
+    if clear.empty:
+        return text + "No pair shares more selected heads than chance would at p < 0.05."
+    pairs = [f"{a} and {b} ({shared})" for a, b, shared in zip(clear["a"], clear["b"], clear["shared"], strict=True)]
+    return text + f"More selected heads are shared than by chance (p < 0.05) between {words.joined(pairs)}."
+
+
+def _overlap_table(found: Agreement) -> blocks.Table:
+    frame = found.overlaps.drop(columns="total")
+    index = {name: i for i, name in enumerate(found.labels)}
+    for name, matrix in (("rho", found.spearman), ("tau", found.kendall)):
+        frame[name] = [matrix[index[a], index[b]] for a, b in zip(frame["a"], frame["b"], strict=True)]
+    columns = [
+        "a",
+        "b",
+        "rho",
+        "tau",
+        "size_a",
+        "size_b",
+        "shared",
+        "expected",
+        "jaccard",
+        "expected_jaccard",
+        "p_value",
+    ]
+    caption = (
+        "Rank correlation over all heads (ρ Spearman, τ Kendall) and overlap of the selected heads; "
+        "expected: two random sets of these sizes; p: hypergeometric."
+    )
+    return blocks.table(frame[columns].rename(columns={"rho": "ρ", "tau": "τ", "p_value": "p_value"}), caption)
+
+
+def _names(frame: pd.DataFrame) -> list[str]:
+    return [head_name(layer, head) for layer, head in zip(frame["layer"], frame["head"], strict=True)]
+
+
+def _text(text: str) -> list[Block]:
+    return [blocks.Text(text)] if text else []

@@ -1,0 +1,129 @@
+"use strict";
+(() => {
+  const narrow = matchMedia("(max-width: 560px)");
+  const night = matchMedia("(prefers-color-scheme: dark)");
+  const touch = matchMedia("(pointer: coarse)");
+  const dark = JSON.parse(document.getElementById("dark").textContent);
+  const plots = [...document.querySelectorAll(".plot")];
+  let printing = false;
+
+  // Figures are written in the light palette: swap each colour for its dark partner, leaving data and text alone.
+  const literal = new Set(["text", "customdata", "x", "y", "hovertext", "name"]);
+  function recolour(value) {
+    if (typeof value === "string") return dark[value] || value;
+    if (Array.isArray(value)) return value.map(recolour);
+    if (value && typeof value === "object") {
+      for (const key of Object.keys(value)) {
+        if (!(literal.has(key) && Array.isArray(value[key]))) value[key] = recolour(value[key]);
+      }
+    }
+    return value;
+  }
+
+  function fit(layout) {
+    layout.margin = Object.assign({}, layout.template.layout.margin, layout.margin);
+    if (!narrow.matches) return layout;
+    layout.margin.l = 34;
+    layout.margin.r = 6;
+    layout.font = Object.assign({}, layout.font, { size: 11 });
+    if (layout.coloraxis) {
+      // The colour bar lies over the map instead of taking width from it.
+      layout.margin.t = Math.max(layout.margin.t, 52);
+      layout.coloraxis.colorbar = { orientation: "h", thickness: 8, len: 0.7, lenmode: "fraction",
+        x: 0, xanchor: "left", y: 1, yanchor: "bottom", ypad: layout.xaxis && layout.xaxis.side === "top" ? 34 : 4,
+        outlinewidth: 0, tickfont: { size: 10 } };
+    }
+    return layout;
+  }
+
+  function draw(plot) {
+    let figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
+    if (night.matches && !printing) figure = recolour(figure);
+    const layout = fit(figure.layout);
+    if (touch.matches || narrow.matches) layout.dragmode = false;
+    const config = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover",
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d"] };
+    const known = plot.classList.contains("js-plotly-plot");
+    return Plotly[known ? "react" : "newPlot"](plot, figure.data, layout, config).then(() => {
+      if (!known && plot.dataset.table) plot.on("plotly_click", (event) => {
+        const at = event.points[0];
+        find(plot.dataset.table, `L${at.x}H${at.y}`);
+      });
+    });
+  }
+
+  // One figure per turn keeps the page alive while many are drawn; those in view come first.
+  async function drawAll() {
+    for (const plot of plots) {
+      await draw(plot);
+      await new Promise((done) => setTimeout(done));
+    }
+    document.documentElement.dataset.drawn = "yes";
+  }
+
+  function value(row, column) {
+    const cell = row.cells[column];
+    if (cell.dataset.v !== undefined) return Number(cell.dataset.v);
+    return cell.textContent === "–" || cell.textContent === "" ? null : cell.textContent;
+  }
+
+  function sort(table, column, descending) {
+    const body = table.tBodies[0];
+    const keyed = [...body.rows].map((row) => [value(row, column), row]);
+    keyed.sort(([a], [b]) => {
+      if (a === null || b === null) return (a === null) - (b === null);
+      const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+      return descending ? -order : order;
+    });
+    body.append(...keyed.map(([, row]) => row));
+    [...table.tHead.rows[0].cells].forEach((cell, i) =>
+      cell.setAttribute("aria-sort", i === column ? (descending ? "descending" : "ascending") : "none"));
+  }
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    table.tHead.addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      const column = Number(button.dataset.column);
+      const now = button.parentElement.getAttribute("aria-sort");
+      // Numbers are looked up from the top, names and ranks from the start.
+      const first = button.parentElement.classList.contains("n") && button.textContent !== "rank";
+      sort(table, column, now === "none" ? first : now === "ascending");
+    });
+  }
+
+  function filter(tools) {
+    const table = document.getElementById(tools.dataset.for);
+    const asked = tools.querySelector("[type=search]").value.trim().toUpperCase().replace(/[.,:\s]+/, "H").replace(/^(\d)/, "L$1");
+    const only = tools.querySelector("[type=checkbox]").checked;
+    let shown = 0;
+    for (const row of table.tBodies[0].rows) {
+      const name = row.dataset.head;
+      const found = !asked || name === asked || (/^L\d+H?$/.test(asked) && name.startsWith(asked.replace(/H?$/, "H")))
+        || (/^H\d+$/.test(asked) && name.endsWith(asked));
+      row.hidden = !found || (only && !row.classList.contains("selected"));
+      shown += !row.hidden;
+    }
+    tools.querySelector("output").textContent = `${shown} of ${table.tBodies[0].rows.length} heads`;
+  }
+
+  function find(id, name) {
+    const tools = document.querySelector(`.tools[data-for="${id}"]`);
+    tools.querySelector("[type=search]").value = name;
+    tools.querySelector("[type=checkbox]").checked = false;
+    filter(tools);
+    tools.scrollIntoView({ block: "start" });
+  }
+
+  for (const tools of document.querySelectorAll(".tools")) {
+    tools.hidden = false;
+    tools.addEventListener("input", () => filter(tools));
+    filter(tools);
+  }
+
+  night.addEventListener("change", drawAll);
+  narrow.addEventListener("change", drawAll);
+  addEventListener("beforeprint", () => { printing = true; if (night.matches) plots.forEach(draw); });
+  addEventListener("afterprint", () => { printing = false; if (night.matches) plots.forEach(draw); });
+  drawAll();
+})();
