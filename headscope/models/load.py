@@ -92,11 +92,12 @@ def load(
     from headscope.models.model import Model
 
     where = _device(device)
-    if _is_model(source):
-        hf, origin = source, Source(Path(), *_names(source), revision)
+    hf: Any = _built(source)
+    if hf is not None:
+        origin = Source(Path(), *_names(hf), revision)
         _adopt(hf, device, dtype)
     else:
-        origin = find(source, revision=revision, code=trust_remote_code)
+        origin = find(str(source), revision=revision, code=trust_remote_code)
         hf, own = _read(origin, where, _dtype(dtype, where), trust_remote_code, need_tokenizer=tokenizer is None)
         tokenizer = tokenizer if tokenizer is not None else own
     check_finite(hf.state_dict().items())
@@ -188,8 +189,9 @@ def model_class(config: Any) -> Any:
         kinds = [kind for kind in config.auto_map if kind.startswith("AutoModel")]
         return getattr(transformers, next(iter(kinds), "AutoModel"))
     for names in (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES):
-        if config.model_type in names:
-            return getattr(transformers, names[config.model_type])
+        found = names.get(config.model_type)
+        if found is not None:
+            return getattr(transformers, found if isinstance(found, str) else found[0])
     raise UnsupportedError(f"transformers has no model class for {config.model_type}.")
 
 
@@ -254,15 +256,14 @@ def _tokenizer(origin: Source, code: bool) -> Any:
         ) from error
 
 
-def _is_model(source: Any) -> bool:
-    if isinstance(source, (str, Path)):
-        return False
+def _built(source: Any) -> Any:
+    """Return the source if it is a model already, None if it names one."""
+    if isinstance(source, (str, Path)) or hasattr(source, "__fspath__"):
+        return None
     from transformers import PreTrainedModel
 
     if isinstance(source, PreTrainedModel):
-        return True
-    if hasattr(source, "__fspath__"):
-        return False
+        return source
     raise ModelError(f"load() takes a name, a path or a transformers model, not {type(source).__name__}.")
 
 

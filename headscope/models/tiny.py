@@ -81,6 +81,7 @@ _RECIPES: dict[str, _Recipe] = {
         "GptOssConfig",
         "GptOssForCausalLM",
         {**_GROUPED, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 6,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
          "layer_types": _PATTERN},
     ),
     "bert": _Recipe("BertConfig", "BertForMaskedLM", {**_DECODER, "type_vocab_size": 2}),
