@@ -33,7 +33,8 @@ def list_(json: JsonOption = False) -> None:
 
 @models.command()
 def info(
-    model: Annotated[str, typer.Argument(help="Short name, hub id, local folder or GGUF file.")],
+    model: Annotated[str, typer.Argument(help="Short name, hub id, local folder or GGUF file.", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default="newest")] = None,
     json: JsonOption = False,
 ) -> None:
     """Show layers, heads, attention kinds and where the parts live, without loading weights.
@@ -41,16 +42,20 @@ def info(
     [dim]Example:[/dim]  headscope models info smollm2-135m
     """
     quiet_libraries()
+    from rich.markup import escape
+
     from headscope.models import info as describe
 
-    facts = describe(model)
+    facts = describe(model, revision=revision)
     if json:
         emit(facts)
         return
-    shown = table("", "")
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
     for key, value in facts.items():
-        shown.add_row(key, str(value))
-    out().print(shown)
+        grid.add_row(f"[bold]{key}[/bold]", "–" if value is None else escape(str(value)))
+    out().print(grid)
 
 
 @models.command()

@@ -34,46 +34,74 @@ class Precision(StrEnum):
     float64 = "float64"
 
 
+DATA, REMOVAL, MACHINE = "Data", "Removing heads", "Model and machine"
+
+
 def rank(
     probes: Annotated[
         list[str],
         typer.Argument(
-            metavar="PROBE…",
-            help="What to look for: retrieval, echo, induction, previous, duplicate, sinks, sink-tokens.",
+            metavar="PROBE",
+            help="One or more of retrieval, echo, induction, previous, duplicate, sinks, sink-tokens.",
             show_default=False,
         ),
     ],
     model: Annotated[
         str, typer.Option("--model", "-m", help="Short name, hub id, local folder or GGUF file.")
     ] = "smollm2-135m",
-    out_: Annotated[
+    folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for scores and report.", show_default="runs/MODEL")
     ] = None,
-    n: Annotated[int | None, typer.Option(min=1, help="Samples of each kind of data.", show_default="by kind")] = None,
-    lengths: Annotated[
-        str | None, typer.Option(help="Retrieval contexts in tokens, such as 512,2048.", show_default="by model")
-    ] = None,
-    length: Annotated[
-        int | None, typer.Option(min=8, help="Tokens of a text or repeated block.", show_default="by kind")
-    ] = None,
-    haystack: Annotated[
-        Path | None, typer.Option(help="Folder of your own text to hide needles in.", show_default="generated prose")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the data, the bootstrap and the controls.")] = 0,
-    verify: Annotated[bool, typer.Option(help="Remove the best heads and measure, beside control heads.")] = True,
-    ablation: Annotated[Ablation, typer.Option(help="What a removed head's output becomes.")] = Ablation.mean,
-    controls: Annotated[int, typer.Option(min=1, help="Sets of control heads to remove.")] = 20,
-    top: Annotated[int, typer.Option(min=1, help="Heads to print for each probe.")] = 5,
-    dtype: Annotated[Precision, typer.Option(help="Precision of the model.")] = Precision.float32,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all")] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default="newest")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Discard what an earlier run in this folder finished.")
     ] = False,
+    top: Annotated[int, typer.Option(min=1, help="Heads to print for each probe.")] = 5,
     json: JsonOption = False,
+    n: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples of each kind.", show_default="by kind", rich_help_panel=DATA),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            help="Retrieval contexts in tokens, such as 512,2048.", show_default="by model", rich_help_panel=DATA
+        ),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(min=8, help="Tokens of a text or block.", show_default="by kind", rich_help_panel=DATA),
+    ] = None,
+    haystack: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of your own text to hide needles in.", show_default="generated prose", rich_help_panel=DATA
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of data, bootstrap and controls.", rich_help_panel=DATA)] = 0,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Remove the best heads and measure.", rich_help_panel=REMOVAL),
+    ] = True,
+    ablation: Annotated[
+        Ablation, typer.Option(help="What a removed head's output becomes.", rich_help_panel=REMOVAL)
+    ] = Ablation.mean,
+    controls: Annotated[
+        int, typer.Option(min=1, help="Sets of other heads to remove beside.", rich_help_panel=REMOVAL)
+    ] = 20,
+    dtype: Annotated[
+        Precision, typer.Option(help="Precision of the model.", rich_help_panel=MACHINE)
+    ] = Precision.float32,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is", rich_help_panel=MACHINE),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.", show_default="all", rich_help_panel=MACHINE)
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Revision of a hub model.", show_default="newest", rich_help_panel=MACHINE),
+    ] = None,
 ) -> None:
     """Score every head and write tables and a report. Killed runs resume: run the same command again.
 
@@ -90,7 +118,7 @@ def rank(
     from headscope.probes import find
 
     chosen = [find(name) for name in dict.fromkeys(probes)]
-    folder = out_ or Path("runs") / Path(model).name
+    folder = folder or Path("runs") / Path(model).name
     if threads is not None:
         import torch
 
