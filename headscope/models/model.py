@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -130,6 +130,10 @@ class Model:
             add_special_tokens=add_special_tokens,
             n_ctx=self.spec.n_ctx,
         )
+
+    def prompt_from_ids(self, ids: Iterable[int], regions: Mapping[str, Iterable[int]] | None = None) -> Prompt:
+        """Return a prompt made of token ids, with the token positions of each region."""
+        return Prompt.from_ids(ids, regions, self.tokenizer, n_ctx=self.spec.n_ctx)
 
     def batch(self, prompts: Sequence[Prompt | str], side: Side = "left") -> Batch:
         """Pad prompts into one batch."""
