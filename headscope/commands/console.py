@@ -124,6 +124,7 @@ def quiet_libraries() -> None:
     """Keep the loading bars and advice of libraries off the screen; their errors still show."""
     import os
 
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
