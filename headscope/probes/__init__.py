@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from headscope.probes.registry import PROBES as PROBES
 from headscope.probes.registry import find as find
 
+# A light module; its function must be bound here, or the module of the same name would take its place.
+from headscope.probes.verify import verify as verify
+
 if TYPE_CHECKING:
     from headscope.probes.base import Context as Context
     from headscope.probes.base import Probe as Probe
@@ -24,8 +27,11 @@ if TYPE_CHECKING:
     from headscope.probes.scores import HeadScores as HeadScores
     from headscope.probes.sink_tokens import SinkTokens as SinkTokens
     from headscope.probes.sinks import SinkHeads as SinkHeads
-    from headscope.probes.verify import Task as Task
-    from headscope.probes.verify import verify as verify
+    from headscope.probes.tasks import Task as Task
+    from headscope.probes.tasks import needle_task as needle_task
+    from headscope.probes.tasks import repeat_task as repeat_task
+    from headscope.probes.tasks import task_for as task_for
+    from headscope.probes.tasks import text_task as text_task
 
 _NAMES = {
     "base": ("Context", "Probe", "SampleMeta"),
@@ -38,7 +44,7 @@ _NAMES = {
     "scores": ("HeadScores",),
     "sink_tokens": ("SinkTokens",),
     "sinks": ("SinkHeads",),
-    "verify": ("Task",),
+    "tasks": ("Task", "needle_task", "repeat_task", "task_for", "text_task"),
 }
 
 _HOME = {name: f"headscope.probes.{module}" for module, names in _NAMES.items() for name in names}

@@ -123,8 +123,11 @@ class HeadScores:
         return grid
 
     def with_details(self, **details: pd.DataFrame) -> HeadScores:
-        """Return a copy with further tables, such as ``dose=verify(…)``."""
-        return HeadScores(self.table, self.probe, self.provenance, {**self.details, **details})
+        """Return a copy with further tables, such as ``dose=verify(…)``, and the notes that they carry."""
+        notes = list(self.provenance.get("notes", ()))
+        for frame in details.values():
+            notes += [note for note in frame.attrs.get("notes", ()) if note not in notes]
+        return HeadScores(self.table, self.probe, {**self.provenance, "notes": notes}, {**self.details, **details})
 
     def plot(self, **options: Any) -> Figure:
         """Map of all heads, layers × heads, as a plotly figure."""

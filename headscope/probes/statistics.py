@@ -264,7 +264,8 @@ def _ordered_sum(values: Floats) -> Floats:
 
 
 def _ratio(sums: Floats, counts: Floats) -> Floats:
-    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)
+    ratio: Floats = np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)
+    return ratio
 
 
 def _nanquantile(values: Floats, probabilities: Sequence[float]) -> Floats:

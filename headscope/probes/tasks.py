@@ -1,0 +1,199 @@
+"""Tasks on which the removal of heads is measured: one forward pass per sample, with the right answer given.
+
+The answer is forced token by token. Greedy decoding gives the answer exactly if the likeliest token is the right
+one at every forced step, so accuracy needs no free generation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headscope.errors import DataError, ModelError, nearest
+from headscope.files import canonical_json
+
+if TYPE_CHECKING:
+    from headscope.attention.edits import Edit
+    from headscope.models.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number per sample; ``higher_is_better`` says which way damage shows."""
+
+    name: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is asked to do, and how well it does it.
+
+    Parameters
+    ----------
+    name
+        Short name, for files and tables.
+    metrics
+        What ``score`` measures.
+    samples
+        Each with ``id`` and ``source``.
+    score
+        ``score(model, sample)``: one number per metric.
+    prompt
+        ``prompt(model, sample)``: the tokens that are read, for reference outputs of heads.
+    regions
+        Names of the regions of the prompt that mask ablation hides.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+    samples: tuple[Any, ...]
+    score: Callable[[Any, Any], Sequence[float]]
+    prompt: Callable[[Any, Any], Prompt]
+    regions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise DataError(f"The task {self.name!r} has no sample: give it at least one.")
+
+    @property
+    def sources(self) -> list[str]:
+        """Cluster of every sample."""
+        return [str(sample.source) for sample in self.samples]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over what is measured and on what."""
+        facts = [self.name, [m.name for m in self.metrics], self.regions, [repr(sample) for sample in self.samples]]
+        return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+
+    def evaluate(self, model: Any, edit: Callable[[int], Edit] | None = None) -> NDArray[np.float64]:
+        """Values (samples, metrics), under ``edit(i)`` on sample i.
+
+        Raises
+        ------
+        ModelError
+            If a value is not finite.
+        """
+        rows = []
+        for i, sample in enumerate(self.samples):
+            with nullcontext() if edit is None else model.edited(edit(i)):
+                row = np.asarray(self.score(model, sample), dtype=np.float64)
+            if row.shape != (len(self.metrics),) or not np.isfinite(row).all():
+                raise ModelError(
+                    f"The task {self.name!r} gives {row.tolist()} on sample {sample.id!r}: "
+                    f"expected {len(self.metrics)} finite numbers. The model's logits are NaN or infinite there."
+                )
+            rows.append(row)
+        return np.stack(rows)
+
+
+ANSWER = (Metric("answer log-probability", True), Metric("answer exact match", True))
+LOSS = (Metric("next-token loss", False),)
+REPEAT = (Metric("loss on the repeat", False), Metric("accuracy on the repeat", True))
+
+
+def needle_task(data: Any, n: int | None = None) -> Task:
+    """Answer the question about the needle: mean log-probability of the answer's tokens, and exact match.
+
+    Parameters
+    ----------
+    data
+        Samples of kind ``"needles"``.
+    n
+        Use this many, evenly spread over the data.
+    """
+    return Task("needles", ANSWER, spread(data, n), _answer, _prompt, ("needle",))
+
+
+def repeat_task(data: Any, n: int | None = None) -> Task:
+    """Predict a block of random tokens when it comes again: loss in nats per token, and accuracy.
+
+    Mask ablation hides the first copy of the block.
+    """
+    return Task("repeats", REPEAT, spread(data, n), _repeat, _prompt, ("first",))
+
+
+def text_task(data: Any, n: int | None = None) -> Task:
+    """Predict text: next-token loss in nats per token. Mask ablation hides the first token, where sinks are."""
+    return Task("texts", LOSS, spread(data, n), _text, _prompt, ("bos",))
+
+
+TASKS: dict[str, Callable[[Any, int | None], Task]] = {
+    "needles": needle_task,
+    "repeats": repeat_task,
+    "texts": text_task,
+}
+
+
+def task_for(kind: str, data: Any, n: int | None = None) -> Task:
+    """Return the task that goes with a kind of data, and so with the probes that use it.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    if kind not in TASKS:
+        raise DataError(f"There is no task for data of kind {kind!r}.{nearest(kind, TASKS)}")
+    return TASKS[kind](data, n)
+
+
+def spread(data: Any, n: int | None) -> tuple[Any, ...]:
+    """``n`` samples evenly spread over the data, or all of them."""
+    size = len(data)
+    if n is None or n >= size:
+        return tuple(data[i] for i in range(size))
+    return tuple(data[i] for i in np.unique(np.linspace(0, size - 1, n).round().astype(int)).tolist())
+
+
+def _prompt(model: Any, sample: Any) -> Prompt:
+    prompt: Prompt = sample.prompt(model)
+    return prompt
+
+
+def _answer(model: Any, sample: Any) -> list[float]:
+    import torch
+
+    prompt = sample.prompt(model)
+    # A model continues text with a word that brings its own space; after markup or a space there is none to add.
+    lead = "" if not prompt.text or prompt.text[-1].isspace() or prompt.text.endswith(">") else " "
+    ids = list(model.tokenizer.encode(lead + sample.answer, add_special_tokens=False))
+    if not ids:
+        raise DataError(f"The answer {sample.answer!r} of sample {sample.id!r} has no token in {model.name}.")
+    # Only the rows that predict the answer are unembedded, and the edits meet prefill and decode alike.
+    logits = model.trace(prompt, teacher=ids).logits[0].double()
+    gold = torch.tensor(ids)
+    right = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])
+    return [float(right.mean()), float((logits.argmax(dim=-1) == gold).all())]
+
+
+def _losses(model: Any, prompt: Prompt) -> tuple[Any, Any]:
+    """Loss and success of predicting token 1, 2, … of the prompt: (T − 1,) each."""
+    import torch
+
+    logits = model.run(prompt, logits=True).logits[0, :-1].cpu()
+    gold = torch.tensor(prompt.ids[1:])
+    loss = torch.nn.functional.cross_entropy(logits.float(), gold, reduction="none").double()
+    return loss, (logits.argmax(dim=-1) == gold).double()
+
+
+def _text(model: Any, sample: Any) -> list[float]:
+    prompt = sample.prompt(model)
+    if len(prompt) < 2:
+        raise DataError(f"Sample {sample.id!r} has {len(prompt)} token: next-token loss needs at least two.")
+    return [float(_losses(model, prompt)[0].mean())]
+
+
+def _repeat(model: Any, sample: Any) -> list[float]:
+    prompt = sample.prompt(model)
+    loss, hit = _losses(model, prompt)
+    # The first token of the second block comes as a surprise; the loss at index t is that of token t + 1.
+    first = len(prompt) - sample.block * (sample.times - 1)
+    return [float(loss[first:].mean()), float(hit[first:].mean())]
