@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.probes.registry import PROBES as PROBES
 from headscope.probes.registry import find as find
+from headscope.probes.verify import verify as verify  # eagerly: importing the module later would hide the function
 
 # A light module; its function must be bound here, or the module of the same name would take its place.
-from headscope.probes.verify import verify as verify
 
 if TYPE_CHECKING:
     from headscope.probes.base import Context as Context
     from headscope.probes.base import Probe as Probe
     from headscope.probes.base import SampleMeta as SampleMeta
     from headscope.probes.claims import retrieval_claims as retrieval_claims
+    from headscope.probes.claims import with_claims as with_claims
     from headscope.probes.dormancy import active_dormant as active_dormant
     from headscope.probes.examples import explain as explain
+    from headscope.probes.knowledge import knowledge_task as knowledge_task
     from headscope.probes.patterns import DuplicateTokenHeads as DuplicateTokenHeads
     from headscope.probes.patterns import EchoHeads as EchoHeads
     from headscope.probes.patterns import InductionHeads as InductionHeads
@@ -35,9 +37,10 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "base": ("Context", "Probe", "SampleMeta"),
-    "claims": ("retrieval_claims",),
+    "claims": ("retrieval_claims", "with_claims"),
     "dormancy": ("active_dormant",),
     "examples": ("explain",),
+    "knowledge": ("knowledge_task",),
     "patterns": ("DuplicateTokenHeads", "EchoHeads", "InductionHeads", "PreviousTokenHeads"),
     "retrieval": ("RetrievalHeads",),
     "runner": ("rank_all",),

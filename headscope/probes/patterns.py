@@ -246,20 +246,20 @@ class InductionHeads(PatternProbe):
 
 @dataclass(frozen=True)
 class EchoHeads(Probe):
-    """Retrieval heads as RazorAttention finds them: the best echo heads and the best induction heads, no text needed.
+    """Echo heads, and the retrieval heads that RazorAttention makes of them and of induction heads, without any text.
 
     The paper repeats 2,500 random tokens four times and keeps the full cache for the top 14 % of heads by
-    induction score and the top 1 % by echo score, over all layers. The score here is the echo mass; ``induction``
-    and the per-copy means that the paper ranks by are columns beside it. The paper decides per key-value head by
-    the largest score of its query heads: ``details["kv_heads"]``.
+    induction score and the top 1 % by echo score, over all layers. The score here is the echo mass, and the top 1 %
+    are selected; ``induction`` and the per-copy means that the paper ranks by are columns beside it, and ``razor``
+    marks the union. The paper decides per key-value head, by its best query head: ``details["kv_heads"]``.
 
     Parameters
     ----------
     echo_fraction, induction_fraction
-        Shares of all heads to select by each score (at least one head each).
+        Shares of all heads to take by each score (at least one head each).
     floor
-        A head is not selected, however well it ranks, below this mass or below its null: small models have fewer
-        such heads than the shares name.
+        A head is not taken, however well it ranks, below this mass or below its null: small models have fewer such
+        heads than the shares name.
     """
 
     name: ClassVar[str] = "echo"
@@ -308,9 +308,8 @@ class EchoHeads(Probe):
             chosen[kind] = best & ranked[kind]["selected"].to_numpy(dtype=bool)
         echo, induction = ranked["echo"], ranked["induction"]
         table = echo.assign(
-            selected=chosen["echo"] | chosen["induction"],
-            echo_selected=chosen["echo"],
-            induction_selected=chosen["induction"],
+            selected=chosen["echo"],
+            razor=chosen["echo"] | chosen["induction"],
             induction=induction["score"],
             induction_ci_low=induction["ci_low"],
             induction_ci_high=induction["ci_high"],
@@ -358,7 +357,6 @@ def _by_kv_head(table: pd.DataFrame, shape: tuple[int, int], kv_heads: int) -> p
     return grouped.agg(
         echo=("score", "max"),
         induction=("induction", "max"),
-        echo_selected=("echo_selected", "max"),
-        induction_selected=("induction_selected", "max"),
         selected=("selected", "max"),
+        razor=("razor", "max"),
     )
