@@ -94,7 +94,7 @@ def bootstrap(
     """
     values = np.asarray(values, dtype=np.float64)
     shape = values.shape[1:]
-    groups = cluster(values.reshape(len(values), -1), sources)
+    groups = cluster(_flat(values), sources)
     mean, n = groups.mean, groups.counts.sum(axis=0).astype(np.int64)
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     size = len(groups.names)
@@ -138,7 +138,7 @@ def sign_flip(difference: Floats, sources: Sequence[str], *, flips: int | None =
     """
     values = np.asarray(difference, dtype=np.float64)
     shape = values.shape[1:]
-    groups = cluster(values.reshape(len(values), -1), sources)
+    groups = cluster(_flat(values), sources)
     size, width = groups.sums.shape
     flips = max(10_000, 40 * width) if flips is None else flips
     observed = _ordered_sum(groups.sums)
@@ -255,6 +255,10 @@ def cautions(sources: Sequence[str], tests: int, *, tested: bool, q_max: float =
             f"a single head among {tests} cannot pass a false discovery rate of {q_max:g}."
         )
     return notes
+
+
+def _flat(values: Floats) -> Floats:
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def _ordered_sum(values: Floats) -> Floats:

@@ -162,8 +162,8 @@ def _answer(model: Any, sample: Any) -> list[float]:
     import torch
 
     prompt = sample.prompt(model)
-    # A model continues text with a word that brings its own space; after markup or a space there is none to add.
-    lead = "" if not prompt.text or prompt.text[-1].isspace() or prompt.text.endswith(">") else " "
+    # Plain text goes on with a word that brings its own space; a chat's answer starts without one.
+    lead = "" if getattr(sample, "chat", False) or prompt.text[-1:].isspace() else " "
     ids = list(model.tokenizer.encode(lead + sample.answer, add_special_tokens=False))
     if not ids:
         raise DataError(f"The answer {sample.answer!r} of sample {sample.id!r} has no token in {model.name}.")
