@@ -1,0 +1,157 @@
+"""``headscope bench capture``: what attention statistics cost, beside plain SDPA and beside other tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from headscope.bench.variants import PEERS
+from headscope.errors import HeadscopeError
+from headscope.files import write_text
+
+SOURCE = "smollm2-135m"
+THREADS = 2
+
+
+def cells(lengths: Sequence[int], peers: bool) -> list[dict[str, Any]]:
+    """Return the jobs to run, cheap ones first within each length."""
+    jobs = []
+    for length in lengths:
+        runs = 7 if length <= 1024 else 5 if length <= 4096 else 2
+        for variant, four in [("SDPA", False), ("nothing asked", False), ("headscope", False), ("headscope", True)]:
+            jobs.append(_job(variant, four, length, runs))
+        if peers:
+            slow = max(1, runs // 3)
+            jobs += [_job(variant, four, length, slow) for variant in PEERS for four in (False, True)]
+    return jobs
+
+
+def _job(variant: str, four: bool, length: int, runs: int) -> dict[str, Any]:
+    limit = int(psutil.virtual_memory().available * 0.9) if variant in PEERS else None
+    return {
+        "variant": variant,
+        "four": four,
+        "length": length,
+        "runs": runs,
+        "source": SOURCE,
+        "threads": THREADS,
+        "compare": variant != "SDPA",
+        "memory_limit": limit,
+    }
+
+
+def run_cell(job: dict[str, Any]) -> dict[str, Any]:
+    """Run one job in a process of its own and return its measurements with the job."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(THREADS)}
+    done = subprocess.run(
+        [sys.executable, "-m", "headscope.bench.cell", json.dumps(job)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode == 0:
+        return {**job, **json.loads(done.stdout.strip().splitlines()[-1])}
+    if "not enough memory" in done.stderr or "MemoryError" in done.stderr or done.returncode == -9:
+        return {**job, "fits": False, "limit": job["memory_limit"]}
+    last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+    return {**job, "fits": None, "error": last[0]}
+
+
+def ratios(result: dict[str, Any]) -> float | None:
+    """Return the median over runs of variant time / plain SDPA time, pair by pair."""
+    if not result.get("fits") or not result["sdpa"]:
+        return None
+    return statistics.median(a / b for a, b in zip(result["seconds"], result["sdpa"], strict=True))
+
+
+def main(lengths: Sequence[int], peers: bool = True, json_path: Path | None = None, machine: bool = False) -> None:
+    """Measure, print the table, and write JSON.
+
+    Parameters
+    ----------
+    lengths
+        Prompt lengths in tokens.
+    peers
+        Whether to measure the tools that hold whole patterns.
+    json_path
+        File for all measurements.
+    machine
+        Print JSON in place of the table.
+    """
+    console, progress = Console(), Console(stderr=True)
+    from headscope.models.carried import fetch
+
+    fetch(SOURCE)
+    results = []
+    with progress.status("") as status:
+        for job in (jobs := cells(lengths, peers)):
+            label = f"{job['variant']}{_which(job)} at {job['length']} tokens"
+            status.update(f"{len(results) + 1} of {len(jobs)}: {label}")
+            results.append(run_cell(job))
+            if results[-1].get("error"):
+                progress.print(f"{label}: {results[-1]['error']}", style="red")
+    report = {"machine": _machine(), "source": SOURCE, "threads": THREADS, "results": results}
+    if json_path is not None:
+        write_text(json_path, json.dumps(report, indent=1))
+    if machine:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        for length in lengths:
+            console.print(table([r for r in results if r["length"] == length], length))
+    if any(r.get("error") for r in results if r["variant"] not in PEERS):
+        raise HeadscopeError("A measurement of headscope itself failed; see above.")
+
+
+def _which(job: dict[str, Any]) -> str:
+    return "" if job["variant"] in ("SDPA", "nothing asked") else " (four)" if job["four"] else " (pair)"
+
+
+def table(results: list[dict[str, Any]], length: int) -> Table:
+    """Return the printed table of one length."""
+    shown = Table(title=f"{length} tokens, {SOURCE}, float32, {THREADS} threads", title_justify="left")
+    for name in ("what", "seconds", "× SDPA", "peak memory", "× SDPA memory", "headscope is faster", "smaller"):
+        shown.add_column(name, justify="left" if name == "what" else "right")
+    base = next((r for r in results if r["variant"] == "SDPA" and r.get("fits")), None)
+    ours = {r["four"]: r for r in results if r["variant"] == "headscope" and r.get("fits")}
+    for r in results:
+        label = f"{r['variant']}{_which(r)}"
+        if not r.get("fits"):
+            reason = f"does not fit in {r['limit'] / 1e9:.1f} GB" if r.get("fits") is False and r.get("limit") else "failed"
+            shown.add_row(label, reason, "", "", "", "", "")
+            continue
+        seconds, factor = statistics.median(r["seconds"]), ratios(r)
+        cells_ = [label, f"{seconds:.2f}", "1" if factor is None else f"{factor:.2f}", f"{r['peak_bytes'] / 1e9:.2f} GB"]
+        cells_.append("" if base is None else f"{r['peak_bytes'] / base['peak_bytes']:.2f}")
+        mine = ours.get(r["four"])
+        if r["variant"] in PEERS and mine is not None and factor is not None:
+            own = ratios(mine)
+            cells_ += [f"{factor / own:.1f}×" if own else "", f"{r['peak_bytes'] / mine['peak_bytes']:.1f}×"]
+        else:
+            cells_ += ["", ""]
+        shown.add_row(*cells_)
+    return shown
+
+
+def _machine() -> dict[str, Any]:
+    import platform
+
+    import torch
+
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(logical=False),
+        "memory": psutil.virtual_memory().total,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
