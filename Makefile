@@ -34,7 +34,7 @@ $(VENV)/.core: $(CONFIG) | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: $(CONFIG) | $(BIN)/python
-	$(PIP) install -q -c constraints.txt -e '.[test,bench]'
+	$(PIP) install -q -c constraints.txt -e '.[test]'
 	touch $@ $(VENV)/.core
 
 # The tests of the report look at it in a real browser.

@@ -30,8 +30,8 @@ def capture(
 
     [dim]Example:[/dim]  headscope bench capture --lengths 512,2048 --no-peers
     """
-    sizes = numbers(lengths, "--lengths")
+    sizes = numbers(lengths, "--lengths") or ()
     quiet_libraries()
     from headscope.bench.capture import main
 
-    main(sizes, peers, out)
+    main(sizes, peers, out, machine=json)

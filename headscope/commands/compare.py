@@ -64,5 +64,5 @@ def _show(found: Comparison) -> None:
         moved = table("head", found.a, found.b, "ranks", title="Farthest apart", right=(found.a, found.b))
         for row in found.movers.head(MOVERS).to_dict("records"):
             ranks = f"{row['rank_a']} and {row['rank_b']}"
-            moved.add_row(f"{row['layer']}.{row['head']}", f"{row['score_a']:.3f}", f"{row['score_b']:.3f}", ranks)
+            moved.add_row(f"L{row['layer']}H{row['head']}", f"{row['score_a']:.3f}", f"{row['score_b']:.3f}", ranks)
         console.print(moved)

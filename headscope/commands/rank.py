@@ -88,6 +88,18 @@ def rank(
     controls: Annotated[
         int, typer.Option(min=1, help="Sets of other heads to remove beside.", rich_help_panel=REMOVAL)
     ] = 20,
+    k: Annotated[
+        str | None,
+        typer.Option(
+            "--k",
+            help="How many heads to remove, such as 1,5,20.",
+            show_default="up to all that pass",
+            rich_help_panel=REMOVAL,
+        ),
+    ] = None,
+    trials: Annotated[
+        int, typer.Option(min=2, help="Samples on which a removal is measured.", rich_help_panel=REMOVAL)
+    ] = 12,
     dtype: Annotated[
         Precision, typer.Option(help="Precision of the model.", rich_help_panel=MACHINE)
     ] = Precision.float32,
@@ -113,33 +125,60 @@ def rank(
 
       headscope rank induction --model gpt2 --no-verify --json
     """
-    sizes = numbers(lengths, "--lengths")
+    sizes, steps = numbers(lengths, "--lengths"), numbers(k, "--k")
     quiet_libraries()
     from headscope.probes import find
 
-    chosen = [find(name) for name in dict.fromkeys(probes)]
+    chosen = list({probe.name: probe for probe in map(find, probes)}.values())
     folder = folder or Path("runs") / Path(model).name
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-
     with err().status(f"Loading {model}"):
         from headscope.models import load
 
         loaded = load(model, device=device, dtype=dtype.value, revision=revision)
-    data = datasets(chosen, loaded, n=n, lengths=sizes, length=length, haystack=haystack, seed=seed)
-    from headscope.probes import rank_all
-
+    with err().status("Making data"):
+        data = datasets(chosen, loaded, n=n, lengths=sizes, length=length, haystack=haystack, seed=seed)
     with progress("Ranking") as advance:
+        from headscope.probes import rank_all
+
         scores = rank_all(chosen, loaded, data, out=folder, progress=advance, fresh=fresh, seed=seed)
-    if verify:
-        scores = verified(scores, loaded, data, ablation=ablation.value, controls=controls, seed=seed)
+    for probe in chosen:
+        found = scores[probe.name]
+        if verify:
+            removal = {"ablation": ablation.value, "k": steps, "controls": controls, "seed": seed, "fresh": fresh}
+            # Another number of trials is another measurement; it must not cost the finished ranking.
+            store = folder / "removal" / f"{trials}-trials"
+            with progress(f"Removing {probe.name} heads") as advance:
+                found = removed(found, loaded, data[probe.data], trials, **removal, out=store, progress=advance)
+        with err().status("Reading examples"):
+            scores[probe.name] = explained(found, loaded, data[probe.data])
     files = write(scores, folder)
     if json:
         emit(document(scores, files, top))
     else:
         show(scores, files, top)
+
+
+def removed(scores: HeadScores, model: Any, data: DataSet, trials: int, **options: Any) -> HeadScores:
+    """Add what removing the best heads does to the task that goes with the probe's data."""
+    from headscope.probes import verify
+    from headscope.probes.tasks import task_for
+
+    if scores.table["score"].notna().sum() < 2:
+        return scores  # no trial counted, as the notes say: there is no ranking to test
+    kind = data[0].kind
+    return scores.with_details(dose=verify(scores, task_for(kind, data, trials), model, **options))
+
+
+def explained(scores: HeadScores, model: Any, data: DataSet) -> HeadScores:
+    """Add attention rows of the best heads on real samples and, for retrieval, answers to the published claims."""
+    from headscope.probes import explain, retrieval_claims
+
+    scores = scores.with_details(samples=explain(model, scores, data))
+    return scores.with_details(claims=retrieval_claims(scores)) if scores.probe == "retrieval" else scores
 
 
 def datasets(
@@ -180,25 +219,47 @@ def write(scores: dict[str, HeadScores], folder: Path) -> dict[str, Path]:
 
 
 def show(scores: dict[str, HeadScores], files: dict[str, Path], top: int) -> None:
-    """Print the best heads of each probe, what limits them, and where everything is."""
+    """Print the best heads of each probe, what their removal did, what limits them, and where everything is."""
+    from rich.padding import Padding
+    from rich.text import Text
+
     console = out()
     for name, found in scores.items():
-        share = f"{len(found.selected)} of {len(found)} heads pass"
-        shown = table("head", "score (95 %)", "null", "p", "passes", title=f"{name}: {share}", right=("null", "p"))
+        console.print(f"[bold]{name}[/bold]: {len(found.selected)} of {len(found)} heads pass")
+        shown = table("head", "score (95 %)", "null", "p", "passes", right=("null", "p"))
         for layer, head in found.top(top):
             row = found.head(layer, head)
             shown.add_row(
-                f"{layer}.{head}",
+                f"L{layer}H{head}",
                 interval(row["score"], row["ci_low"], row["ci_high"]),
                 interval(row["null_mean"], math.nan, math.nan),
                 f"{row['p_value']:.2g}" if row["p_value"] == row["p_value"] else "–",
                 "yes" if row["selected"] else "",
             )
-        console.print(shown)
+        if shown.row_count:
+            console.print(shown)
+        for line in removals(found):
+            console.print(Padding(line, (0, 0, 0, 2)))
         for note in found.provenance.get("notes", []):
-            console.print(f"  [dim]{note}[/dim]")
-    console.print("Head 5.1 is head 1 of layer 5; both count from 0.", style="dim")
+            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
+        console.print()
     console.print(f"Report: {files['report']}", soft_wrap=True)
+
+
+def removals(scores: HeadScores) -> list[str]:
+    """Say what removing the most heads did to each metric, beside the controls."""
+    dose = scores.details.get("dose")
+    lines: list[str] = []
+    for metric, part in [] if dose is None else dose.groupby("metric", sort=False):
+        k = part["k"].max()
+        values = {kind: group["value"] for kind, group in part[part["k"].isin((0, k))].groupby("kind")}
+        p = part.loc[(part["k"] == k) & (part["kind"] == "top"), "p_value"].iloc[0]
+        low, high = values["control"].min(), values["control"].max()
+        lines.append(
+            f"Without the top {k}: {metric} {values['base'].iloc[0]:.3f} → {values['top'].iloc[0]:.3f}; "
+            f"without {k} others {low:.3f} to {high:.3f} ({len(values['control'])} control sets, p = {p:.2g})"
+        )
+    return lines
 
 
 def document(scores: dict[str, HeadScores], files: dict[str, Path], top: int) -> dict[str, Any]:
@@ -212,6 +273,7 @@ def document(scores: dict[str, HeadScores], files: dict[str, Path], top: int) ->
                 "heads": len(found),
                 "selected": found.selected,
                 "top": [found.head(layer, head) for layer, head in found.top(top)],
+                "removal": removals(found),
                 "notes": found.provenance.get("notes", []),
             }
             for name, found in scores.items()
