@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,6 +13,7 @@ import numpy as np
 
 from headscope.data.organisms.blueprint import COUNTS, N_CTX, Kind, Pair, arrange
 from headscope.data.organisms.checkpoint import build_model
+from headscope.data.organisms.needles import DEPTHS, LENGTHS, organism_needles
 from headscope.data.organisms.stream import MASSIVE
 from headscope.data.organisms.vocabulary import Vocabulary, build_tokenizer, build_vocabulary
 from headscope.data.organisms.weights import compile_weights
@@ -20,6 +22,9 @@ from headscope.files import canonical_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from headscope.data.dataset import DataSet
+    from headscope.data.needles import NeedleSample
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -61,6 +66,27 @@ class Organism:
     def name(self) -> str:
         """``organism-<kind>-<seed>``."""
         return f"organism-{self.kind}-{self.seed}"
+
+    def needles(
+        self, n: int = 24, seed: int = 0, lengths: Sequence[int] = LENGTHS, depths: Sequence[float] = DEPTHS
+    ) -> DataSet[NeedleSample]:
+        """Hide runs of markers in generated prose, as needles that the organism can answer.
+
+        Parameters
+        ----------
+        n
+            Number of samples; they go round eight sources and the grid of lengths × depths.
+        lengths
+            Tokens of the whole prompt, about.
+        depths
+            Places of the needle, from 0, the start of the haystack, to 1, its end.
+
+        Raises
+        ------
+        DataError
+            If a length is below 128 or a depth outside 0 to 1.
+        """
+        return organism_needles(self.tokenizer, n, seed, lengths, depths)
 
     def truth(self) -> dict[str, Any]:
         """Return the ground truth as plain JSON values, as `save` writes it."""
@@ -106,8 +132,8 @@ def expected_heads(planted: dict[str, list[Pair]]) -> dict[str, set[Pair]]:
       in repeated random blocks) finds the duplicate-token heads.
     * ``induction`` on random tokens: the induction heads. Retrieval heads fire on markers alone, which are one in
       twenty of the vocabulary.
-    * ``retrieval`` on needles whose answer is a run of markers: the retrieval heads. Induction heads do not
-      read markers.
+    * ``retrieval`` on `Organism.needles`, whose answers are runs of markers: the retrieval heads. Induction heads do
+      not read markers.
     * ``sinks`` on English text: the sink heads; the later-sink heads, all of whose mass is on ``<bos>`` before the
       first newline and still a third of it behind the fourth; and the retrieval heads, which are *dormant* there:
       with no marker to read they rest on ``<bos>``. Induction and duplicate-token heads rest there only at tokens

@@ -39,6 +39,32 @@ SINE_DIMS = [HEAD_DIM // 2 + j for j in COSINE_DIMS]
 
 
 @dataclass(frozen=True)
+class Codebook:
+    """The tokens' codes.
+
+    Attributes
+    ----------
+    codes
+        (V, 32) unit vectors.
+    delimiter
+        (32,) the code of the newline.
+    plain
+        (32, 32) projection that no marker's code survives.
+    """
+
+    codes: Array
+    delimiter: Array
+    plain: Array
+
+    @classmethod
+    def draw(cls, vocabulary: Vocabulary, rng: np.random.Generator) -> Codebook:
+        """Give every token a code at random."""
+        codes = token_codes(len(vocabulary), rng)
+        basis = np.linalg.svd(codes[list(vocabulary.marker)])[2][: len(vocabulary.marker)]
+        return cls(codes, codes[vocabulary.delimiter], np.eye(CODE_DIM) - basis.T @ basis)
+
+
+@dataclass(frozen=True)
 class Layer:
     """Weights of one block as (outputs, inputs) matrices; ``up`` is Llama's alone, GPT-2's MLP reads with ``gate``."""
 
@@ -51,14 +77,18 @@ class Layer:
     down: Array
 
 
-def query(plan: HeadPlan, stream: Stream, kind: Kind, rng: np.random.Generator) -> Array:
+def query(plan: HeadPlan, stream: Stream, book: Codebook, kind: Kind, rng: np.random.Generator) -> Array:
     """Return the query weights (64, d) of one head, with the 1/√64 of attention already undone."""
     weights = np.zeros((HEAD_DIM, D_MODEL))
     token = stream.read(stream.token)
     code_dims, bias_dim = CONTENT_DIMS[:CODE_DIM], CONTENT_DIMS[CODE_DIM]
     if plan.style == "random":
-        # Half of the variance is a taste for certain keys, half depends on the pair of tokens.
-        weights[code_dims] = rng.normal(size=(CODE_DIM, CODE_DIM)) @ token + np.outer(rng.normal(size=32), stream.one)
+        # One part is a taste for certain keys, one depends on the pair of tokens. Neither is for markers: by luck a
+        # head could have a taste for those that a needle consists of, and would look like a weak retrieval head.
+        taste = book.plain * math.sqrt(CODE_DIM / np.trace(book.plain))
+        weights[code_dims] = taste @ (
+            rng.normal(size=(CODE_DIM, CODE_DIM)) @ token + np.outer(0.5 * rng.normal(size=CODE_DIM), stream.one)
+        )
     else:
         weights[code_dims] = plan.match * token
     weights[bias_dim] = stream.one if plan.bias else 0.0
@@ -88,11 +118,11 @@ def key(plan: HeadPlan, stream: Stream, kind: Kind) -> Array:
     return weights
 
 
-def value(plan: HeadPlan, stream: Stream, delimiter_code: Array, rng: np.random.Generator) -> Array:
+def value(plan: HeadPlan, stream: Stream, book: Codebook, rng: np.random.Generator) -> Array:
     """Return the value weights (64, d): the token's code, then a random view of it."""
     code = stream.read(stream.token)
     if plan.role == "later_sink":  # the delimiter's value is drained like that of the massive activation
-        code = code - np.outer(delimiter_code, delimiter_code @ code)
+        code = code - np.outer(book.delimiter, book.delimiter @ code)
     return np.concatenate([code, rng.normal(size=(HEAD_DIM - CODE_DIM, CODE_DIM)) / math.sqrt(CODE_DIM) @ code])
 
 
@@ -121,8 +151,8 @@ def block(
     plans: dict[Pair, HeadPlan],
     stream: Stream,
     kind: Kind,
+    book: Codebook,
     unit: int,
-    delimiter_code: Array,
     rng: np.random.Generator,
 ) -> Layer:
     """Return the weights of one block; in block 0, MLP unit ``unit`` writes the massive activation at ``<bos>``."""
@@ -140,9 +170,9 @@ def block(
         up[unit] = bos if kind == "llama" else gate[unit]
         down[:, unit] = MASSIVE / 12.0 * stream.massive
     return Layer(
-        q=np.concatenate([query(plan, stream, kind, rng) for plan in heads]),
+        q=np.concatenate([query(plan, stream, book, kind, rng) for plan in heads]),
         k=np.concatenate([key(plan, stream, kind) for plan in leads]),
-        v=np.concatenate([value(plan, stream, delimiter_code, rng) for plan in leads]),
+        v=np.concatenate([value(plan, stream, book, rng) for plan in leads]),
         o=np.concatenate([output(plan, stream, rng) for plan in heads], axis=1),
         gate=gate,
         up=up,
@@ -179,8 +209,8 @@ def compile_weights(
 ) -> Weights:
     """Write down every weight of the organism in float64."""
     stream = Stream.draw(rng)
-    codes = token_codes(len(vocabulary), rng)
-    embed = codes @ stream.token + CONSTANT * stream.constant
+    book = Codebook.draw(vocabulary, rng)
+    embed = book.codes @ stream.token + CONSTANT * stream.constant
     # Without a code, the sink's key matches no token and its value is empty.
     embed[vocabulary.bos] = CONSTANT * stream.constant
     members = {
@@ -193,8 +223,8 @@ def compile_weights(
         embed[ids] += stream.flags[name]
     angles = np.outer(np.arange(N_CTX), FREQUENCIES)
     positions = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) @ stream.position / math.sqrt(POSITION_PAIRS)
-    unembed = LOGIT_GAIN * codes @ stream.read(stream.output)
+    unembed = LOGIT_GAIN * book.codes @ stream.read(stream.output)
     unembed[vocabulary.eos] += EOS_LOGIT * stream.one  # what the model says when no head has anything to copy
     unit = int(rng.integers(D_MLP))
-    layers = [block(layer, plans, stream, kind, unit, codes[vocabulary.delimiter], rng) for layer in range(N_LAYERS)]
+    layers = [block(layer, plans, stream, kind, book, unit, rng) for layer in range(N_LAYERS)]
     return Weights(stream, embed, positions, layers, unembed, unit)
