@@ -69,7 +69,7 @@ _FIXES: dict[str, Callable[[str, Any, Any], Any]] = {
 """GGUF architecture → what its weights need after dequantisation."""
 
 
-def read_gguf(path: Path, *, tokenizer: bool = True) -> GGUFModel:
+def read_gguf(path: Path, *, tokenizer: bool = True, headers: Path | None = None) -> GGUFModel:
     """Read a GGUF file.
 
     Parameters
@@ -78,6 +78,8 @@ def read_gguf(path: Path, *, tokenizer: bool = True) -> GGUFModel:
         The file.
     tokenizer
         Whether to build its tokenizer, too.
+    headers
+        Folder that keeps what was made of headers; by default in the cache.
 
     Raises
     ------
@@ -96,7 +98,8 @@ def read_gguf(path: Path, *, tokenizer: bool = True) -> GGUFModel:
         raise WeightsError(f"{path} is truncated or not a GGUF file ({error}). Fetch or copy it again.") from error
     if end > path.stat().st_size:
         raise WeightsError(f"{path} is truncated: {path.stat().st_size} bytes, its header needs {end}. Fetch it again.")
-    header = _header(path, min(int(t.data_offset) for t in reader.tensors), tokenizer)
+    length = min(int(t.data_offset) for t in reader.tensors)
+    header = _header(path, length, tokenizer, headers or cache_folder() / "gguf")
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(header, local_files_only=True)
@@ -113,11 +116,11 @@ def read_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _header(path: Path, length: int, tokenizer: bool) -> Path:
-    """Return a cached folder with the configuration and tokenizer of a file, by the hash of its header."""
+def _header(path: Path, length: int, tokenizer: bool, headers: Path) -> Path:
+    """Return a folder with the configuration and tokenizer of a file, by the hash of its header."""
     with path.open("rb") as file:
         key = hashlib.sha256(file.read(length)).hexdigest()[:32]
-    target = cache_folder() / "gguf" / key
+    target = headers / key
     if (target / "config.json").is_file() and (not tokenizer or (target / ".tokenizer").is_file()):
         return target
     from transformers import AutoConfig, AutoTokenizer

@@ -12,7 +12,7 @@ def convert(source: Path, package: Path, target: Path) -> None:
     """Dequantise to float32 and keep tokenizer and chat template."""
     from transformers import AutoModelForCausalLM
 
-    made = read_gguf(source)
+    made = read_gguf(source, headers=source.parent / "headers")
     if made.weights is None or made.tokenizer is None:
         raise WeightsError(f"{source.name} holds no weights or tokenizer that can be read.")
     config = made.config
