@@ -94,11 +94,12 @@ class Agreement:
 
 
 def labels(scores: Sequence[HeadScores]) -> list[str]:
-    """Short unique names: the probe, and the model or a number where the probe alone does not tell them apart."""
+    """Short unique names: of probe and model whatever tells the rankings apart, and a number where neither does."""
     names = [item.probe for item in scores]
     models = [str(item.provenance.get("model", {}).get("name") or "") for item in scores]
     if len(set(names)) < len(names) and len(set(models)) > 1:
-        names = [f"{name} · {model}" if model else name for name, model in zip(names, models, strict=True)]
+        alone = len(set(names)) == 1 and all(models)
+        names = models if alone else [f"{a} · {b}" if b else a for a, b in zip(names, models, strict=True)]
     seen: dict[str, int] = {}
     unique = []
     for name in names:

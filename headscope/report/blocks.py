@@ -34,17 +34,21 @@ class Text:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its caption; ``table`` names the table that a click on a head filters."""
+    """A figure with its caption.
+
+    ``table`` names the table that a click on a head filters; a ``half`` stands beside another where there is room.
+    """
 
     kind: ClassVar[str] = "picture"
     figure: Figure
     caption: str
     table: str = ""
+    half: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; ``numeric`` says which columns are numbers."""
+    """A table; ``numeric`` says which columns are numbers; ``folded`` is shown on demand."""
 
     kind: ClassVar[str] = "table"
     columns: tuple[str, ...]
@@ -52,6 +56,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     caption: str
     left_out: int = 0
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,10 +164,10 @@ class Page:
     opening: tuple[Section, ...] = ()
 
 
-def table(frame: pd.DataFrame, caption: str, limit: int = 200) -> Table:
+def table(frame: pd.DataFrame, caption: str, limit: int = 200, *, folded: bool = False) -> Table:
     """Turn any frame into a table block of at most ``limit`` rows.
 
-    Layers, heads and other whole numbers are written in full, others with three significant digits.
+    Whole numbers are written in full, others with three significant digits; columns of shares line up.
     """
     import pandas as pd
 
@@ -171,10 +176,19 @@ def table(frame: pd.DataFrame, caption: str, limit: int = 200) -> Table:
         bool(pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(frame[name]))
         for name in frame.columns
     )
-    columns = [[cell(value, str(name)) for value in shown[name].tolist()] for name in shown.columns]
+    columns = [_column(shown[name]) for name in shown.columns]
     rows = tuple(zip(*columns, strict=True))
-    names = tuple(str(name).replace("_", " ") for name in frame.columns)
-    return Table(names, numeric, rows, caption, max(0, len(frame) - limit))
+    names = tuple({"p_value": "p", "q_value": "q"}.get(str(name), str(name).replace("_", " ")) for name in frame)
+    return Table(names, numeric, rows, caption, max(0, len(frame) - limit), folded)
+
+
+def _column(values: pd.Series[Any]) -> list[Cell]:
+    name = str(values.name)
+    if values.dtype.kind == "f" and not name.endswith("_value"):
+        known = values.dropna()
+        if len(known) and known.abs().max() <= 1 and not (known == known.round(2)).all():
+            return [score_cell(value) for value in values.tolist()]
+    return [cell(value, name) for value in values.tolist()]
 
 
 def cell(value: Any, column: str = "") -> Cell:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from headscope.errors import DataError
 from headscope.report.agreement import heads_of, labels
-from headscope.report.numbers import fixed, head_name, interval, number, p_value, percent
-from headscope.report.palette import DIVERGING_LIGHT, LIGHT, RAMP_LIGHT, ramp
+from headscope.report.numbers import head_name, interval, number, p_value, percent, signed
+from headscope.report.palette import DIVERGING_LIGHT, LIGHT, RAMP_LIGHT, on_ramp, ramp
 
 if TYPE_CHECKING:
     from headscope.probes.scores import HeadScores
@@ -105,9 +105,10 @@ def head_map(scores: HeadScores, column: str = "score", *, title: str | None = N
         figure.update_layout(coloraxis={"colorscale": ramp(DIVERGING_LIGHT), "cmin": -bound, "cmax": bound})
     else:
         figure.update_layout(coloraxis={"cmin": 0.0, "cmax": high or 1.0})
-    figure.update_xaxes(title_text="layer", dtick=_tick(layers), showgrid=False, zeroline=False)
-    figure.update_yaxes(title_text="head", dtick=_tick(heads), autorange="reversed", showgrid=False, zeroline=False)
-    height = min(760, max(150, heads * _ROW + 90))
+    plain = {"showgrid": False, "zeroline": False}
+    figure.update_xaxes(title_text="layer", dtick=_tick(layers), range=[-0.55, layers - 0.45], **plain)
+    figure.update_yaxes(title_text="head", dtick=_tick(heads), range=[heads - 0.4, -0.6], **plain)
+    height = min(760, max(150, heads * _ROW + 70))
     return _finish(figure, _heading(scores) if title is None else title, height)
 
 
@@ -159,9 +160,9 @@ def ranked_intervals(scores: HeadScores, top: int = 25, *, title: str | None = N
     threshold = scores.provenance.get("parameters", {}).get("threshold")
     if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
         figure.add_vline(x=float(threshold), line={"color": LIGHT["soft"], "width": 1, "dash": "dot"})
-    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], showgrid=True, dtick=1)
+    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], dtick=1, range=[-0.7, len(names) - 0.3])
     figure.update_xaxes(title_text="score, 95 % interval", zeroline=True)
-    return _finish(figure, _heading(scores) if title is None else title, 100 + 20 * max(1, len(best)))
+    return _finish(figure, _heading(scores) if title is None else title, 90 + 19 * max(1, len(best)))
 
 
 def dose_response(dose: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -205,20 +206,33 @@ def dose_response(dose: pd.DataFrame, *, title: str = "") -> go.Figure:
             line={"color": LIGHT["grey"], "width": 2, "dash": "dash"},
             hovertemplate="k = %{x}<br>mean of %{customdata} controls %{y:.3g}<extra></extra>",
         )
-    top = dose[dose["kind"] == "top"].dropna(subset=["value"]).groupby("k", as_index=False)["value"].mean()
+    top = dose[dose["kind"] == "top"].dropna(subset=["value"]).sort_values("k")
+    error = None
+    if {"ci_low", "ci_high"} <= set(dose.columns):
+        error = {
+            "array": (top["ci_high"] - top["value"]).fillna(0).clip(lower=0),
+            "arrayminus": (top["value"] - top["ci_low"]).fillna(0).clip(lower=0),
+            "thickness": 1.2,
+            "width": 0,
+        }
     figure.add_scatter(
         x=top["k"],
         y=top["value"],
+        error_y=error,
         mode="lines+markers",
-        name="best heads removed",
+        name="best heads removed" if error is None else "best heads removed, 95 % interval",
         line={"color": LIGHT["warm"], "width": 2.5},
         marker={"size": 8},
         hovertemplate="k = %{x}<br>best heads removed %{y:.3g}<extra></extra>",
     )
     if not baseline.empty:
         level = float(baseline["value"].mean())
-        figure.add_hline(y=level, line={"color": LIGHT["soft"], "width": 1, "dash": "dot"})
-    ks = sorted({int(k) for k in dose["k"]})
+        figure.add_hline(
+            y=level,
+            line={"color": LIGHT["soft"], "width": 1, "dash": "dot"},
+            annotation={"text": "all heads", "font": {"size": 11, "color": LIGHT["soft"]}, "x": 1, "xanchor": "right"},
+        )
+    ks = sorted({int(k) for k in dose["k"] if k > 0})
     figure.update_xaxes(title_text="heads removed (k)", tickvals=ks if len(ks) <= 12 else None, showgrid=False)
     figure.update_yaxes(title_text=metric, rangemode="tozero")
     return _finish(figure, title, 340)
@@ -245,7 +259,7 @@ def by_factor(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
     counts = table.pivot(index=down, columns=across, values="n")
     figure = _grid(scores, "score", counts)
     figure.update_xaxes(title_text=html.escape(across))
-    figure.update_yaxes(title_text=html.escape(down), autorange="reversed")
+    figure.update_yaxes(title_text=html.escape(down))
     return _finish(figure, title, 110 + 30 * len(scores))
 
 
@@ -308,7 +322,6 @@ def head_grid(frame: pd.DataFrame, across: str, value: str, *, top: int = 40, ti
     chosen = grid.loc[spread.index[:top]]
     figure = _grid(chosen, value)
     figure.update_xaxes(title_text=html.escape(across), side="top")
-    figure.update_yaxes(autorange="reversed")
     return _finish(figure, title, 110 + 20 * len(chosen))
 
 
@@ -415,9 +428,7 @@ def depth_profile(profile: pd.DataFrame, *, names: Sequence[str], title: str = "
 def matrix(values: NDArray[np.float64], names: Sequence[str], *, title: str = "") -> go.Figure:
     """Square matrix of correlations, written into its cells."""
     labelled = pd.DataFrame(values, index=list(names), columns=list(names))
-    figure = _grid(labelled, "correlation")
-    figure.update_layout(coloraxis={"colorscale": ramp(DIVERGING_LIGHT), "cmin": -1, "cmax": 1})
-    figure.update_yaxes(autorange="reversed")
+    figure = _grid(labelled, "correlation", diverging=True)
     return _finish(figure, title, 100 + 36 * len(labelled))
 
 
@@ -451,22 +462,21 @@ def _dots(frame: pd.DataFrame, factor: str, title: str) -> go.Figure:
     return _finish(figure, title, 300)
 
 
-def _grid(cells: pd.DataFrame, name: str, counts: pd.DataFrame | None = None) -> go.Figure:
+def _grid(cells: pd.DataFrame, name: str, counts: pd.DataFrame | None = None, *, diverging: bool = False) -> go.Figure:
     """Heat-map of a table with its numbers in the cells, as long as there is room for them."""
     values = cells.to_numpy(dtype=np.float64)
-    write = cells.shape[1] <= 14
+    across, down = _shown(cells.columns), _shown(cells.index)
+    finite = values[np.isfinite(values)]
+    low, high = (min(0.0, float(finite.min())), float(finite.max())) if finite.size else (0.0, 1.0)
+    low, high = (-1.0, 1.0) if diverging else (low, high if high > low else low + 1.0)
     figure = go.Figure(
         go.Heatmap(
             z=values,
-            x=_shown(cells.columns),
-            y=_shown(cells.index),
+            x=across,
+            y=down,
             coloraxis="coloraxis",
             xgap=1,
             ygap=1,
-            text=[[fixed(value, 2) if np.isfinite(value) else "" for value in row] for row in values]
-            if write
-            else None,
-            texttemplate="%{text}" if write else None,
             customdata=None if counts is None else counts.to_numpy(),
             hovertemplate=f"%{{y}} · %{{x}}<br>{html.escape(name)} %{{z:.3g}}"
             + ("" if counts is None else "<br>n = %{customdata}")
@@ -474,11 +484,26 @@ def _grid(cells: pd.DataFrame, name: str, counts: pd.DataFrame | None = None) ->
             hoverongaps=False,
         )
     )
-    finite = values[np.isfinite(values)]
-    if finite.size and finite.min() >= 0:
-        figure.update_layout(coloraxis={"cmin": 0, "cmax": float(finite.max()) or 1.0})
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", showgrid=False)
+    if len(across) <= 14:
+        # Text of the heat-map itself takes a grey that is too faint on the middle of the ramp.
+        written = [(i, j) for i, j in np.ndindex(*values.shape) if np.isfinite(values[i, j])]
+        figure.add_scatter(
+            x=[across[j] for _, j in written],
+            y=[down[i] for i, _ in written],
+            text=[signed(f"{values[i, j]:.2f}") for i, j in written],
+            textfont={
+                "size": 11,
+                "color": [on_ramp((float(values[i, j]) - low) / (high - low), diverging=diverging) for i, j in written],
+            },
+            mode="text",
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    figure.update_layout(coloraxis={"cmin": low, "cmax": high})
+    if diverging:
+        figure.update_layout(coloraxis_colorscale=ramp(DIVERGING_LIGHT))
+    figure.update_xaxes(type="category", showgrid=False, range=[-0.5, len(across) - 0.5])
+    figure.update_yaxes(type="category", showgrid=False, range=[len(down) - 0.5, -0.5])
     return figure
 
 

@@ -12,8 +12,8 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def number(value: Any, digits: int = 3) -> str:
     r"""Write a number with ``digits`` significant digits; integers in full, NaN and None as a dash.
 
-    >>> number(0.12345), number(12), number(1234567), number(0.00001234), number(float("nan"))
-    ('0.123', '12', '1\u202f234\u202f567', '1.23×10⁻⁵', '–')
+    >>> number(0.12345), number(0.5), number(12), number(1234567), number(0.00001234), number(float("nan"))
+    ('0.123', '0.5', '12', '1\u202f234\u202f567', '1.23×10⁻⁵', '–')
     """
     if value is None:
         return MISSING
@@ -28,6 +28,9 @@ def number(value: Any, digits: int = 3) -> str:
         return "∞" if value > 0 else "−∞"
     if value == 0:
         return "0"
+    if abs(value) >= 0.01 and abs(value) < 1000 and value == round(value, 2):
+        # Exact at two places: zeros behind it would claim a precision that was never in question.
+        return signed(f"{value:g}")
     power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
     if -4 <= power < digits + 2:
         places = max(0, digits - 1 - power)
@@ -37,11 +40,15 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def fixed(value: Any, places: int = 3) -> str:
-    """Write a number with so many decimal places, for columns that should line up; tiny ones as ``number`` does."""
-    if value is None or not math.isfinite(float(value)):
+    r"""Write a number with so many decimal places, for columns that should line up; what is too small says so.
+
+    >>> fixed(0.5), fixed(0.0), fixed(0.00004)
+    ('0.500', '0', '<\u202f0.001')
+    """
+    if value is None or not math.isfinite(float(value)) or value == 0:
         return number(value)
-    if value != 0 and abs(value) < 0.5 * 10**-places:
-        return number(value)
+    if abs(value) < 0.5 * 10**-places:
+        return f"<\u202f{10**-places:.{places}f}" if value > 0 else f">\u202f−{10**-places:.{places}f}"
     return signed(f"{float(value):.{places}f}")
 
 

@@ -22,6 +22,8 @@ LIGHT = {
     "heat": "#ffb454",
     "good": "#1d6b45",
     "bad": "#a3292d",
+    "on-low": "#15160f",
+    "on-high": "#fbfbf5",
 }
 DARK = {
     "paper": "#14161a",
@@ -38,7 +40,11 @@ DARK = {
     "heat": "#8f5600",
     "good": "#6ecb98",
     "bad": "#f08a8a",
+    "on-low": "#fbfbf4",
+    "on-high": "#15160d",
 }
+ON_MIDDLE = "#15160e"
+"""Text on the middle of a ramp is black on either paper; on its ends it follows ``on-low`` and ``on-high``."""
 
 RAMP_LIGHT = ("#f5f0de", "#d0dcad", "#97cb93", "#4bb891", "#179c96", "#0f7e91", "#01608a", "#244175", "#2b284d")
 RAMP_DARK = ("#242142", "#1e3a6c", "#09597f", "#03778a", "#109691", "#38b58b", "#8fc98a", "#cddaa0", "#f7efd0")
@@ -57,6 +63,14 @@ DIVERGING_LIGHT = (
 )
 DIVERGING_DARK = ("#efa464", "#b98357", "#866448", "#554539", "#292929", "#3d4b59", "#516f8e", "#6595c6", "#7abdff")
 """Negative, nothing, positive: orange to blue, told apart by every common kind of colour vision."""
+
+
+def on_ramp(share: float, *, diverging: bool = False) -> str:
+    """Colour of text on a cell at ``share`` (0 to 1) of a ramp, at least 4.5 : 1 in light and in dark."""
+    if diverging:
+        distance = abs(2 * share - 1)
+        return LIGHT["on-low"] if distance < 0.57 else ON_MIDDLE if distance < 0.87 else LIGHT["on-high"]
+    return LIGHT["on-low"] if share < 0.41 else ON_MIDDLE if share < 0.61 else LIGHT["on-high"]
 
 
 def ramp(colours: tuple[str, ...]) -> list[list[float | str]]:

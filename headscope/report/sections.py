@@ -68,15 +68,15 @@ def agreement_section(scores: Sequence[HeadScores]) -> Section | None:
     by_name = dict(zip(names, scores, strict=True))
     parts: list[Block] = [blocks.Text(_agreement_text(found))]
     if len(found.labels) > 2:
-        parts.append(
-            blocks.Picture(figures.matrix(found.spearman, found.labels), "Spearman’s ρ of the scores of all heads.")
-        )
-        parts.append(blocks.Picture(figures.matrix(found.kendall, found.labels), "Kendall’s τ of the same."))
+        for values, caption in ((found.spearman, "Spearman’s ρ of the scores."), (found.kendall, "Kendall’s τ.")):
+            parts.append(blocks.Picture(figures.matrix(values, found.labels), caption, half=True))
     parts.append(_overlap_table(found))
     pairs = [(a, b) for i, a in enumerate(found.labels) for b in found.labels[i + 1 :]][:6]
     parts += [
         blocks.Picture(
-            figures.agreement_scatter(by_name[a], by_name[b], names=(a, b)), f"{a} and {b}: every dot is a head."
+            figures.agreement_scatter(by_name[a], by_name[b], names=(a, b)),
+            f"{a} and {b}: every dot is a head.",
+            half=len(pairs) > 1,
         )
         for a, b in pairs
     ]
@@ -90,7 +90,7 @@ def comparison_part(found: Comparison) -> Part:
     spearman, kendall = found.correlations["spearman"], found.correlations["kendall"]
     of = "of the scores" if found.matched else "of the depth profiles"
     tiles = [
-        (number(item.value), f"{name} {of} {interval(item.low, item.high)}".strip())
+        (fixed(item.value), f"{name} {of} {interval(item.low, item.high)}".strip())
         for name, item in (("Spearman’s ρ", spearman), ("Kendall’s τ", kendall))
     ]
     sections = [Section("summary", "", (blocks.Tiles(tuple(tiles)), blocks.Text(found.statement)))]
@@ -110,7 +110,7 @@ def comparison_part(found: Comparison) -> Part:
         "Mean score of the heads in equal parts of the depth.",
     )
     caption = "Mean score and share of selected heads by depth (middle of each part)."
-    sections.append(Section("depth", "Over depth", (profile, blocks.table(found.profile, caption))))
+    sections.append(Section("depth", "Over depth", (profile, blocks.table(found.profile, caption, folded=True))))
     for side, name, scores in zip("ab", (found.a, found.b), found.scores, strict=True):
         facts = blocks.Facts(tuple(words.provenance_rows(scores.provenance)))
         if facts.rows:
@@ -123,11 +123,11 @@ def _comparison_headline(found: Comparison) -> str:
     if not found.matched:
         return (
             f"{found.a} and {found.b} have different heads; over relative depth their scores correlate "
-            f"with ρ = {number(rho)}."
+            f"with ρ = {fixed(rho)}."
         )
     row = found.overlaps[found.overlaps["set"] == "selected"].iloc[0]
     return (
-        f"{found.a} and {found.b} rank heads with ρ = {number(rho)} and share {number(int(row['shared']))} of "
+        f"{found.a} and {found.b} rank heads with ρ = {fixed(rho)} and share {number(int(row['shared']))} of "
         f"{number(int(row['size_a']))} and {number(int(row['size_b']))} selected heads; chance would share "
         f"{number(float(row['expected']))}."
     )
@@ -176,12 +176,21 @@ def _removal(scores: HeadScores, key: str) -> list[Block]:
     for names, part in groups:
         caption = " · ".join(f"{split}: {name}" for split, name in zip(splits, names, strict=True))
         found += _text(words.dose_sentence(part))
-        found.append(
-            blocks.Picture(figures.dose_response(part), f"{caption}. Controls: disjoint heads of the same layers.")
-        )
+        found.append(blocks.Picture(figures.dose_response(part), f"{caption}. Controls: {_controls(part)}."))
     summary = dose.dropna(subset=["value"]).groupby([*splits, "k", "kind"], sort=False)["value"]
     table = summary.agg(mean="mean", lowest="min", highest="max", runs="size").reset_index()
-    return [*found, blocks.table(table, "The same as numbers.")]
+    constant = [name for name in splits if table[name].nunique() == 1]
+    return [*found, blocks.table(table.drop(columns=constant), "The same as numbers", folded=True)]
+
+
+def _controls(dose: pd.DataFrame) -> str:
+    """Say what the control heads are, as the table has it."""
+    text = "as many other heads of the same layers"
+    if "from_other_layers" in dose and dose["from_other_layers"].max() > 0:
+        text += ", or of near layers where these have too few"
+    if "from_selected" in dose and dose.loc[dose["kind"] == "control", "from_selected"].max() > 0:
+        text += "; some pass the rule themselves, for want of others"
+    return text
 
 
 def _conditions(scores: HeadScores, key: str) -> list[Block]:
@@ -190,12 +199,13 @@ def _conditions(scores: HeadScores, key: str) -> list[Block]:
         return []
     found: list[Block] = []
     factors = figures.factors_of(frame)
-    if frame["score"].notna().any() and len(frame) > 1:
+    drawn = bool(frame["score"].notna().any()) and len(frame) > 1
+    if drawn:
         over = "selected heads" if scores.selected else "all heads"
         found.append(
             blocks.Picture(figures.by_factor(frame), f"Mean score over {over} by {words.joined(factors[:2])}.")
         )
-    return [*found, blocks.table(frame, f"Mean score by {words.joined(factors)}.")]
+    return [*found, blocks.table(frame, f"Mean score by {words.joined(factors)}, as numbers", folded=drawn)]
 
 
 def _activation(scores: HeadScores, key: str) -> list[Block]:
@@ -254,8 +264,9 @@ def _residual(scores: HeadScores, key: str) -> list[Block]:
     if frame is None or frame.empty:
         return []
     ratios = [str(name) for name in frame.columns if str(name).endswith("_ratio")]
-    table = blocks.table(frame, "The same as numbers.")
-    if "layer" not in frame or not ratios:
+    drawn = "layer" in frame and bool(ratios)
+    table = blocks.table(frame, "The same as numbers" if drawn else "By layer.", folded=drawn)
+    if not drawn:
         return [table]
     caption = (
         "First token against the median of the others, by layer: largest coordinate and norm of the residual stream."
@@ -347,9 +358,9 @@ def _agreement_text(found: Agreement) -> str:
     clear = found.overlaps[found.overlaps["p_value"] < 0.05]
     text = f"{plural(len(found.overlaps), 'pair')} of rankings over the same heads. "
     if clear.empty:
-        return text + "No pair shares more selected heads than chance would at p < 0.05."
+        return text + "No pair shares more selected heads than chance would at p\u202f<\u202f0.05."
     pairs = [f"{a} and {b} ({shared})" for a, b, shared in zip(clear["a"], clear["b"], clear["shared"], strict=True)]
-    return text + f"More selected heads are shared than by chance (p < 0.05) between {words.joined(pairs)}."
+    return text + f"More selected heads are shared than by chance (p\u202f<\u202f0.05) between {words.joined(pairs)}."
 
 
 def _overlap_table(found: Agreement) -> blocks.Table:
@@ -374,7 +385,7 @@ def _overlap_table(found: Agreement) -> blocks.Table:
         "Rank correlation over all heads (ρ Spearman, τ Kendall) and overlap of the selected heads; "
         "expected: two random sets of these sizes; p: hypergeometric."
     )
-    return blocks.table(frame[columns].rename(columns={"rho": "ρ", "tau": "τ", "p_value": "p_value"}), caption)
+    return blocks.table(frame[columns].rename(columns={"rho": "ρ", "tau": "τ"}), caption)
 
 
 def _names(frame: pd.DataFrame) -> list[str]:

@@ -32,10 +32,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Gap:
-    """Keys left out: how many, and the weight known to lie on them."""
+    """Keys left out: how many, the weight known to lie on them, and whether that is the weight of them all."""
 
     count: int
     weight: float
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def clean(text: str) -> str:
     )
 
 
-def readings(samples: pd.DataFrame, *, limit: int = 12, queries: int = 4) -> tuple[list[Reading], int]:
+def readings(samples: pd.DataFrame, *, limit: int = 20, queries: int = 4) -> tuple[list[Reading], int]:
     """Group rows of ``details["samples"]`` into readings.
 
     Parameters
@@ -124,7 +125,9 @@ def _row(part: pd.DataFrame) -> Row:
         if peaks and (sum(peak.weight for peak in peaks) >= COVER * sum(weights) or token.weight < LEAST):
             break
         peaks.append(token)
-    shown = {key for peak in peaks for key in range(peak.position - AROUND, peak.position + AROUND + 1)}
+    # What follows the first token says nothing about why a head rests there.
+    reach = {peak.position: AROUND if peak.position else 2 for peak in peaks}
+    shown = {key for at, around in reach.items() for key in range(at - around, at + around + 1)}
     query = int(part["query"].iloc[0]) if len(part) else -1
     pieces = tuple(_pieces([token for token in tokens if token.position in shown], tokens, query))
     word = visible(part["query_token"].iloc[0]) if len(part) else ""
@@ -141,7 +144,7 @@ def _pieces(shown: list[Token], tokens: list[Token], query: int) -> Iterator[Tok
             if len(hidden) == end - place <= 3:
                 yield from hidden
             else:
-                yield Gap(end - place, sum(other.weight for other in hidden))
+                yield Gap(end - place, sum(other.weight for other in hidden), len(hidden) == end - place)
         if token:
             yield token
             place = token.position + 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import HeadscopeError
-from headscope.report.numbers import head_name, interval, number, percent, plural
+from headscope.report.numbers import head_name, interval, number, p_value, percent, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ def rule(scores: HeadScores) -> str:
         parts.append(f"Score: {SCORES[scores.probe]}.")
     conditions = []
     if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
-        conditions.append(f"a score above {number(threshold)}")
+        conditions.append(f"a score above {threshold:g}")
     if "q_value" in scores.table and scores.table["q_value"].notna().any():
         conditions.append("more than its own null at a false discovery rate of 5\u202f%")
     if conditions and scores.probe != "echo":
@@ -138,7 +138,10 @@ def dose_sentence(dose: pd.DataFrame) -> str:
             f"({number(float(controls.min()))} to {number(float(controls.max()))} over "
             f"{plural(len(controls), 'control')})."
         )
-        if beyond == len(controls):
+        p = top.loc[top["k"] == k, "p_value"].dropna() if "p_value" in top else top["k"].iloc[:0]
+        if len(p):
+            text += f" Controls doing as much damage, with one added to both counts: p = {p_value(float(p.iloc[0]))}."
+        elif beyond == len(controls):
             text += f" The best heads lie outside all {number(len(controls))} controls."
         else:
             text += f" The best heads lie outside {number(beyond)} of {number(len(controls))} controls."

@@ -23,6 +23,10 @@
   function fit(layout) {
     layout.margin = Object.assign({}, layout.template.layout.margin, layout.margin);
     if (!narrow.matches) return layout;
+    const across = layout.xaxis;
+    if (across && across.dtick && across.range && (across.range[1] - across.range[0]) / across.dtick > 16) {
+      across.dtick *= 5;
+    }
     layout.margin.l = 34;
     layout.margin.r = 6;
     layout.font = Object.assign({}, layout.font, { size: 11 });
@@ -123,7 +127,7 @@
 
   night.addEventListener("change", drawAll);
   narrow.addEventListener("change", drawAll);
-  addEventListener("beforeprint", () => { printing = true; if (night.matches) plots.forEach(draw); });
+  addEventListener("beforeprint", () => { printing = true; document.querySelectorAll("details").forEach((one) => { one.open = true; }); if (night.matches) plots.forEach(draw); });
   addEventListener("afterprint", () => { printing = false; if (night.matches) plots.forEach(draw); });
   drawAll();
 })();
