@@ -16,7 +16,8 @@ from headscope.models.model import Model
 from headscope.models.prompt import Prompt
 from headscope.models.tiny import FAMILIES, tiny
 
-DECODERS = ["gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "gpt_oss"]  # fmt: skip
+DECODERS = ["gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2"]
+DECODERS += ["gpt_oss"]
 
 
 def make(family: str) -> Model:
