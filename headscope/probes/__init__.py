@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from headscope.probes.tasks import repeat_task as repeat_task
     from headscope.probes.tasks import task_for as task_for
     from headscope.probes.tasks import text_task as text_task
+    from headscope.probes.teacher import TeacherForced as TeacherForced
 
 _NAMES = {
     "base": ("Context", "Probe", "SampleMeta"),
@@ -47,6 +48,7 @@ _NAMES = {
     "scores": ("HeadScores",),
     "sink_tokens": ("SinkTokens",),
     "sinks": ("SinkHeads",),
+    "teacher": ("TeacherForced",),
     "tasks": ("Task", "needle_task", "repeat_task", "task_for", "text_task"),
 }
 

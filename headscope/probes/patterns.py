@@ -43,6 +43,7 @@ Ints = NDArray[np.int64]
 Pattern = Literal["previous", "duplicate", "induction"]
 
 MAX_KEYS = 256
+ROUNDING = 1e-5
 NULL_REACH = 16
 """Null keys lie at most this far from the key that they stand for: near enough to share its recency."""
 
@@ -137,7 +138,8 @@ def pattern_scores(
     dict of (L, H)
         ``score``: mass on the target keys, mean over queries that have both target and null keys. ``null``: the same
         for the null keys, per target key. ``per_copy``: mean over (query, target key) pairs, as RazorAttention
-        averages. ``tl_mul``, ``tl_abs``: TransformerLens' measures (``tl_abs`` without its rounding to 3 decimals).
+        averages. ``tl_mul``, ``tl_abs``: TransformerLens' measures (``tl_abs`` without its rounding to 3 decimals;
+        ``tl_mul`` NaN where the exclusions leave no more of a head's attention than rounding).
     """
     m = (keys.shape[1] - 2) // 2
     length = len(keys)
@@ -169,7 +171,7 @@ def pattern_scores(
         "score": mass.mean(axis=-1) if relevant.any() else nothing,
         "null": (per_key * size).mean(axis=-1) if relevant.any() else nothing,
         "per_copy": mass.sum(axis=-1) / size.sum() if relevant.any() else nothing,
-        "tl_mul": np.divide(overlap, total, out=nothing.copy(), where=total > 0),
+        "tl_mul": np.divide(overlap, total, out=nothing.copy(), where=total > ROUNDING * length),
         "tl_abs": 1 - (seen.sum() - 2 * overlap + total) / length,
     }
 

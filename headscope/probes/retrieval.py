@@ -6,8 +6,6 @@ head *retrieves* needle token k when that key is k and the token at k is the tok
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headscope.attention.requests import Request, TopKeys
+from headscope.data.needles import recall
 from headscope.errors import DataError
-from headscope.probes.base import Context, Observation, Probe, SampleMeta
+from headscope.probes.base import Context, DataSet, Observation, Probe, SampleMeta
 from headscope.probes.statistics import Floats, head_table
 from headscope.probes.tables import by_factor, layers_of, mean_map, some, sources_of, stack, take
+from headscope.probes.teacher import TeacherForced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 
 FEW_TRIALS = 20
 """Fewer counted trials than this leave more than a tenth of the top heads to chance (methods, repeatability)."""
-
-
-def rouge1_recall(reference: str, text: str) -> float:
-    """Share of the reference's words (case ignored, with multiplicity) that occur in ``text``."""
-    wanted, got = (Counter(re.findall(r"\w+", part.lower())) for part in (reference, text))
-    total = sum(wanted.values())
-    return sum((wanted & got).values()) / total if total else 0.0
 
 
 def copy_scores(
@@ -132,8 +125,9 @@ class RetrievalHeads(Probe):
     always
         A head that retrieves in at least this share of contexts is always active.
     teacher
-        For models that do not answer: feed the true answer instead of decoding freely, and count every trial. Such
-        scores say what a head *would* copy; they are not comparable with free decoding, and a note says so.
+        For models that do not answer: feed the true answer instead of decoding freely, and count every trial. The data
+        must be ``TeacherForced``, which ``rank`` sees to. Such scores say what a head *would* copy; they are not
+        comparable with free decoding, and a note says so.
 
     Notes
     -----
@@ -156,6 +150,11 @@ class RetrievalHeads(Probe):
 
     def observe(self, run: Any, sample: Any) -> Observation:
         """Scores of one trial: arrays (L, H), with whether the trial counts."""
+        if self.teacher != bool(getattr(sample, "forced", False)):
+            raise DataError(
+                f"RetrievalHeads(teacher={self.teacher}) and sample {sample.id!r} do not agree on whether the answer "
+                "is forced. Wrap needles in hs.probes.TeacherForced(data) for teacher=True, and only then."
+            )
         top = take(run["top_keys"], "layer", "head", "step", "rank")[..., 0].astype(np.int64)
         prompt, generated = run.prompt, list(run.tokens)
         top = top[..., : len(generated)]
@@ -163,20 +162,31 @@ class RetrievalHeads(Probe):
         span = sorted(prompt.regions[self.span])
         needle = {*prompt.regions["needle"], *span}
         allowed = [at for at in prompt.regions.get("haystack", range(1, len(prompt.ids))) if at and at not in needle]
-        recall = rouge1_recall(sample.answer, run.text)
+        answered = recall(str(run.text), sample.answer)
         return {
             "layers": layers_of(run["top_keys"]),
             **copy_scores(top, ids, generated, span),
             **shifted_scores(top, ids, generated, len(span), allowed),
-            "recall": np.asarray(recall),
-            "counted": np.asarray(self.teacher or recall > self.recall),
+            "recall": np.asarray(answered),
+            "counted": np.asarray(self.teacher or answered > self.recall),
         }
+
+    def dataset(self, model: Any) -> DataSet:
+        """Return needles sized to the model, with the answers forced if ``teacher``."""
+        made = super().dataset(model)
+        return TeacherForced(made) if self.teacher else made
+
+    def rank(self, model: Any, data: DataSet | None = None, **options: Any) -> HeadScores:
+        """Score every head; see ``Probe.rank``. With ``teacher``, plain needles are wrapped in ``TeacherForced``."""
+        if self.teacher and data is not None and not isinstance(data, TeacherForced):
+            data = TeacherForced(data)
+        return super().rank(model, data, **options)
 
     def summarise(self, observations: list[tuple[SampleMeta, Observation]], context: Context) -> HeadScores:
         """Mean over counted trials, per-context activation, and scores by length and depth."""
         some(observations, self.name)
         counted = np.array([bool(observation["counted"]) for _, observation in observations])
-        recall = np.array([float(observation["recall"]) for _, observation in observations])
+        recalled = np.array([float(observation["recall"]) for _, observation in observations])
 
         def counted_only(key: str) -> Floats:
             return np.where(counted[:, None, None], stack(observations, key, context), np.nan)
@@ -200,7 +210,7 @@ class RetrievalHeads(Probe):
         details = {
             "activation": self._activation_table(table, contexts),
             "by_factor": by_factor(
-                observations, values, chosen, ("length", "depth"), recall=recall, counted=counted.astype(np.float64)
+                observations, values, chosen, ("length", "depth"), recall=recalled, counted=counted.astype(np.float64)
             ),
         }
         return context.scores(self, table, details, [*self._notes(counted), *notes])

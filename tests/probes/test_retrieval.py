@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from headscope.errors import DataError
 from headscope.probes.base import Context, SampleMeta
-from headscope.probes.retrieval import RetrievalHeads, copy_scores, rouge1_recall, shifted_scores
+from headscope.probes.retrieval import RetrievalHeads, copy_scores, shifted_scores
+from headscope.probes.teacher import ForcedSample
 
 
 def one(top):
@@ -76,19 +77,6 @@ def test_the_null_keeps_to_spans_inside_what_is_allowed():
     assert shifted_scores(one([3]), [*ids, *generated], generated, 4, [1, 2, 3])["null"].item() == 0
 
 
-@pytest.mark.parametrize(
-    ("reference", "text", "recall"),
-    [
-        ("7421", " The code is 7421.", 1.0),
-        ("the red lamp", "a RED lamp", 2 / 3),
-        ("go go go", "go", 1 / 3),
-        ("", "anything", 0.0),
-    ],
-)
-def test_rouge1_recall(reference, text, recall):
-    assert rouge1_recall(reference, text) == pytest.approx(recall)
-
-
 class Prompt:
     def __init__(self, ids, regions):
         self.ids, self.regions = tuple(ids), regions
@@ -104,6 +92,7 @@ class FakeTrace(dict):
 
 
 class Sample:
+    id = "s"
     answer = "alpha beta"
 
 
@@ -181,10 +170,17 @@ def test_a_head_that_copies_in_some_contexts_is_active_by_context():
 
 def test_teacher_forcing_counts_every_trial_and_is_named():
     probe = RetrievalHeads(teacher=True)
-    observed = [(meta(i), probe.observe(trial(text="no"), Sample())) for i in range(24)]
+    observed = [(meta(i), probe.observe(trial(text="no"), ForcedSample(Sample()))) for i in range(24)]
     scores = summarise(observed, teacher=True)
     assert scores.selected == [(1, 0)]
     assert "not comparable" in scores.provenance["notes"][0]
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_forced_and_free_answers_are_never_mixed(teacher):
+    sample = Sample() if teacher else ForcedSample(Sample())
+    with pytest.raises(DataError, match="TeacherForced"):
+        RetrievalHeads(teacher=teacher).observe(trial(), sample)
 
 
 def test_the_needle_span_is_the_published_denominator():
