@@ -24,7 +24,8 @@ SEMANTICS: dict[str, str] = {
     "positions of other samples of the task",
     "resample": "the head's output before the output projection is replaced at every position by its output at "
     "a random position of other samples of the task, drawn anew for each position",
-    "mask": "the head's attention to the region is set to 0 at every query and the rest of the row renormalised",
+    "mask": "the head's attention to the region is set to 0 at every query and the rest of the row renormalised; "
+    "a row that sees nothing else keeps its attention",
 }
 """What becomes of a removed head, in prefill and decode alike."""
 

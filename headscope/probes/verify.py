@@ -233,7 +233,7 @@ def _notes(plan: dict[Key, Control], removal: Removal, controls: int) -> list[st
     for k in sorted({k for k, kind, _ in plan if kind == "top"}):
         drawn = [control for (step, kind, _), control in plan.items() if (step, kind) == (k, "control")]
         if len(drawn) < controls:
-            notes.append(f"k = {k}: only {len(drawn)} different control sets exist.")
+            notes.append(f"k = {k}: there are no more than {len(drawn)} different control sets.")
         borrowed = max(control.from_other_layers for control in drawn)
         chosen = max(control.from_selected for control in drawn)
         if borrowed:

@@ -223,3 +223,17 @@ def test_tensors_in_requests_are_shared_by_identity_only(fakes: Any) -> None:
     assert len(unite([With(x), With(x)], None)) == 1
     with pytest.raises(RequestError, match="'weighted'"):
         unite([With(x), With(y)], None)
+
+
+def test_real_probes_share_a_real_model(tmp_path: Path) -> None:
+    import headscope as hs
+    from headscope.models.tiny import tiny
+
+    model = hs.load(tiny("llama"))
+    probes = [hs.probes.find(name) for name in ("previous", "duplicate", "induction")]
+    data = {"repeats": hs.data.repeats(model, n=4, length=12)}
+    alone = rank_all(probes, model, data)
+    assert rank_all(probes, model, data, out=tmp_path / "run", worker=(1, 2)) == {}
+    merged = rank_all(probes, model, data, out=tmp_path / "run", worker=(0, 2))
+    for name in ("previous", "duplicate", "induction"):
+        assert saved(merged[name], tmp_path / "merged.parquet") == saved(alone[name], tmp_path / "alone.parquet")
