@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from headscope.report.numbers import MISSING, fixed, number, p_value
+from headscope.report.numbers import MISSING, fixed, head_name, number, p_value
 from headscope.report.tokens import Reading, visible
 
 if TYPE_CHECKING:
@@ -168,18 +168,20 @@ def table(frame: pd.DataFrame, caption: str, limit: int = 200, *, folded: bool =
     """Turn any frame into a table block of at most ``limit`` rows.
 
     Whole numbers are written in full, others with three significant digits; columns of shares line up.
+    A layer and a head make one name.
     """
-    import pandas as pd
-
     shown = frame.head(limit)
-    numeric = tuple(
-        bool(pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(frame[name]))
-        for name in frame.columns
-    )
-    columns = [_column(shown[name]) for name in shown.columns]
-    rows = tuple(zip(*columns, strict=True))
-    names = tuple({"p_value": "p", "q_value": "q"}.get(str(name), str(name).replace("_", " ")) for name in frame)
-    return Table(names, numeric, rows, caption, max(0, len(frame) - limit), folded)
+    columns: dict[str, tuple[bool, list[Cell]]] = {}
+    for name in map(str, frame.columns):
+        number_like = frame[name].dtype.kind in "iuf"
+        columns[name] = (number_like, _column(shown[name]))
+    if {"layer", "head"} <= set(columns) and columns["layer"][0] and columns["head"][0]:
+        pairs = zip(shown["layer"].tolist(), shown["head"].tolist(), strict=True)
+        columns["head"] = (False, [Cell(head_name(a, b), float(a * 10_000 + b)) for a, b in pairs])
+        del columns["layer"]
+    rows = tuple(zip(*(cells for _, cells in columns.values()), strict=True))
+    headings = tuple({"p_value": "p", "q_value": "q"}.get(name, name.replace("_", " ")) for name in columns)
+    return Table(headings, tuple(n for n, _ in columns.values()), rows, caption, max(0, len(frame) - limit), folded)
 
 
 def _column(values: pd.Series[Any]) -> list[Cell]:

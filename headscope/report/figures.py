@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
 from headscope.errors import DataError
 from headscope.report.agreement import heads_of, labels
-from headscope.report.numbers import head_name, interval, number, p_value, percent, signed
-from headscope.report.palette import DIVERGING_LIGHT, LIGHT, RAMP_LIGHT, on_ramp, ramp
+from headscope.report.grids import by_factor as by_factor
+from headscope.report.grids import factors_of as factors_of
+from headscope.report.grids import head_grid as head_grid
+from headscope.report.grids import matrix as matrix
+from headscope.report.numbers import head_name, interval, number, p_value, percent
+from headscope.report.palette import DIVERGING_LIGHT, LIGHT, ramp
+from headscope.report.style import finish
 
 if TYPE_CHECKING:
     from headscope.probes.scores import HeadScores
@@ -25,45 +29,6 @@ if TYPE_CHECKING:
 ALWAYS = 0.9
 """A head that is active in at least this share of contexts counts as always active."""
 _ROW = 21
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-
-
-def template() -> go.layout.Template:
-    """Return the style that all figures share."""
-    axis = {
-        "gridcolor": LIGHT["line"],
-        "linecolor": LIGHT["grey"],
-        "zerolinecolor": LIGHT["line"],
-        "tickcolor": LIGHT["grey"],
-        "ticks": "outside",
-        "ticklen": 3,
-        "title": {"standoff": 8, "font": {"size": 12, "color": LIGHT["soft"]}},
-        "automargin": True,
-    }
-    return go.layout.Template(
-        layout={
-            "font": {"family": _FONT, "size": 12, "color": LIGHT["ink"]},
-            "title": {"font": {"size": 14}, "x": 0, "xref": "paper", "xanchor": "left"},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "colorway": [LIGHT[name] for name in ("accent", "warm", "gold", "good", "grey", "bad")],
-            "xaxis": axis,
-            "yaxis": axis,
-            "margin": {"l": 48, "r": 12, "t": 40, "b": 44},
-            "hoverlabel": {
-                "bgcolor": LIGHT["panel"],
-                "bordercolor": LIGHT["grey"],
-                "font": {"color": LIGHT["ink"], "family": _FONT, "size": 12},
-                "align": "left",
-            },
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
-            "coloraxis": {
-                "colorscale": ramp(RAMP_LIGHT),
-                "colorbar": {"thickness": 10, "outlinewidth": 0, "ticklen": 3, "xpad": 6, "tickfont": {"size": 11}},
-            },
-            "hovermode": "closest",
-        }
-    )
 
 
 def head_map(scores: HeadScores, column: str = "score", *, title: str | None = None) -> go.Figure:
@@ -109,7 +74,7 @@ def head_map(scores: HeadScores, column: str = "score", *, title: str | None = N
     figure.update_xaxes(title_text="layer", dtick=_tick(layers), range=[-0.55, layers - 0.45], **plain)
     figure.update_yaxes(title_text="head", dtick=_tick(heads), range=[heads - 0.4, -0.6], **plain)
     height = min(760, max(150, heads * _ROW + 70))
-    return _finish(figure, _heading(scores) if title is None else title, height)
+    return finish(figure, _heading(scores) if title is None else title, height)
 
 
 def ranked_intervals(scores: HeadScores, top: int = 25, *, title: str | None = None) -> go.Figure:
@@ -162,7 +127,7 @@ def ranked_intervals(scores: HeadScores, top: int = 25, *, title: str | None = N
         figure.add_vline(x=float(threshold), line={"color": LIGHT["soft"], "width": 1, "dash": "dot"})
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], dtick=1, range=[-0.7, len(names) - 0.3])
     figure.update_xaxes(title_text="score, 95 % interval", zeroline=True)
-    return _finish(figure, _heading(scores) if title is None else title, 90 + 19 * max(1, len(best)))
+    return finish(figure, _heading(scores) if title is None else title, 90 + 19 * max(1, len(best)))
 
 
 def dose_response(dose: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -235,32 +200,7 @@ def dose_response(dose: pd.DataFrame, *, title: str = "") -> go.Figure:
     ks = sorted({int(k) for k in dose["k"] if k > 0})
     figure.update_xaxes(title_text="heads removed (k)", tickvals=ks if len(ks) <= 12 else None, showgrid=False)
     figure.update_yaxes(title_text=metric, rangemode="tozero")
-    return _finish(figure, title, 340)
-
-
-def by_factor(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """Mean score by one or two properties of the sample: dots for one, a heat-map for two.
-
-    Parameters
-    ----------
-    frame
-        One row per cell: factor columns, score, and optionally n and further measures.
-    title
-        Heading.
-    """
-    factors = factors_of(frame)
-    if not factors:
-        raise DataError("There is no factor to break the score down by.")
-    if len(factors) == 1:
-        return _dots(frame, factors[0], title)
-    across, down = factors[:2]
-    table = frame.groupby([down, across], sort=True).agg(score=("score", "mean"), n=_count(frame)).reset_index()
-    scores = table.pivot(index=down, columns=across, values="score")
-    counts = table.pivot(index=down, columns=across, values="n")
-    figure = _grid(scores, "score", counts)
-    figure.update_xaxes(title_text=html.escape(across))
-    figure.update_yaxes(title_text=html.escape(down))
-    return _finish(figure, title, 110 + 30 * len(scores))
+    return finish(figure, title, 340)
 
 
 def activation(frame: pd.DataFrame, *, always: float = ALWAYS, top: int = 60, title: str = "") -> go.Figure:
@@ -297,32 +237,7 @@ def activation(frame: pd.DataFrame, *, always: float = ALWAYS, top: int = 60, ti
     figure.update_xaxes(title_text="head", showgrid=False, tickangle=-90, tickfont={"size": 10})
     figure.update_yaxes(title_text="share of contexts", range=[0, 1.02], tickformat=".0%")
     figure.update_layout(bargap=0.25)
-    return _finish(figure, title, 330)
-
-
-def head_grid(frame: pd.DataFrame, across: str, value: str, *, top: int = 40, title: str = "") -> go.Figure:
-    """Heat-map of heads × one text column, such as the share of active texts of each domain.
-
-    Parameters
-    ----------
-    frame
-        Columns layer, head, ``across`` and ``value``.
-    across, value
-        Column whose values stand side by side, and numeric column to colour by.
-    top
-        Heads to show: those whose value differs most between the columns.
-    title
-        Heading.
-    """
-    named = frame.assign(
-        name=[head_name(layer, head) for layer, head in zip(frame["layer"], frame["head"], strict=True)]
-    )
-    grid = named.pivot_table(index="name", columns=across, values=value, aggfunc="mean", sort=False)
-    spread = (grid.max(axis=1) - grid.min(axis=1)).sort_values(ascending=False, kind="stable")
-    chosen = grid.loc[spread.index[:top]]
-    figure = _grid(chosen, value)
-    figure.update_xaxes(title_text=html.escape(across), side="top")
-    return _finish(figure, title, 110 + 20 * len(chosen))
+    return finish(figure, title, 330)
 
 
 def layer_profile(frame: pd.DataFrame, columns: Sequence[str], *, title: str = "") -> go.Figure:
@@ -361,7 +276,7 @@ def layer_profile(frame: pd.DataFrame, columns: Sequence[str], *, title: str = "
         )
     figure.update_xaxes(title_text="layer", dtick=_tick(len(frame)), showgrid=False)
     figure.update_yaxes(title_text="first token ÷ others", type="log", exponentformat="power")
-    return _finish(figure, title, 320)
+    return finish(figure, title, 320)
 
 
 def agreement_scatter(
@@ -400,7 +315,7 @@ def agreement_scatter(
             )
     figure.update_xaxes(title_text=first)
     figure.update_yaxes(title_text=second)
-    return _finish(figure, title, 380)
+    return finish(figure, title, 380)
 
 
 def depth_profile(profile: pd.DataFrame, *, names: Sequence[str], title: str = "") -> go.Figure:
@@ -422,109 +337,37 @@ def depth_profile(profile: pd.DataFrame, *, names: Sequence[str], title: str = "
         title_text="depth (first layer 0 %, last 100 %)", range=[0, 1], tickformat=".0%", showgrid=False
     )
     figure.update_yaxes(title_text="mean score of the heads", rangemode="tozero")
-    return _finish(figure, title, 320)
-
-
-def matrix(values: NDArray[np.float64], names: Sequence[str], *, title: str = "") -> go.Figure:
-    """Square matrix of correlations, written into its cells."""
-    labelled = pd.DataFrame(values, index=list(names), columns=list(names))
-    figure = _grid(labelled, "correlation", diverging=True)
-    return _finish(figure, title, 100 + 36 * len(labelled))
-
-
-def factors_of(frame: pd.DataFrame) -> list[str]:
-    """Columns of a breakdown that are properties of samples, length and depth first; constant ones are left out."""
-    measures = {"score", "n", "ci_low", "ci_high"}
-    found = [str(name) for name in frame.columns if name not in measures]
-    # Probes add measures of the cell behind the score; the factors stand before it.
-    if "score" in frame.columns:
-        before = list(frame.columns).index("score")
-        found = [name for name in found if list(frame.columns).index(name) < before] or found
-    varied = [name for name in found if frame[name].nunique() > 1] or found[:1]
-    return sorted(varied, key=lambda name: ({"length": 0, "depth": 1}.get(name, 2), varied.index(name)))
-
-
-def _dots(frame: pd.DataFrame, factor: str, title: str) -> go.Figure:
-    table = frame.groupby(factor, sort=True).agg(score=("score", "mean"), n=_count(frame)).reset_index()
-    figure = go.Figure(
-        go.Scatter(
-            x=_shown(table[factor]),
-            y=table["score"],
-            customdata=table["n"],
-            mode="markers+lines",
-            line={"color": LIGHT["accent"], "width": 1.5},
-            marker={"size": 9},
-            hovertemplate=f"{html.escape(factor)} %{{x}}<br>score %{{y:.3g}}<br>n = %{{customdata}}<extra></extra>",
-        )
-    )
-    figure.update_xaxes(title_text=html.escape(factor), type="category")
-    figure.update_yaxes(title_text="mean score", rangemode="tozero")
-    return _finish(figure, title, 300)
-
-
-def _grid(cells: pd.DataFrame, name: str, counts: pd.DataFrame | None = None, *, diverging: bool = False) -> go.Figure:
-    """Heat-map of a table with its numbers in the cells, as long as there is room for them."""
-    values = cells.to_numpy(dtype=np.float64)
-    across, down = _shown(cells.columns), _shown(cells.index)
-    finite = values[np.isfinite(values)]
-    low, high = (min(0.0, float(finite.min())), float(finite.max())) if finite.size else (0.0, 1.0)
-    low, high = (-1.0, 1.0) if diverging else (low, high if high > low else low + 1.0)
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=across,
-            y=down,
-            coloraxis="coloraxis",
-            xgap=1,
-            ygap=1,
-            customdata=None if counts is None else counts.to_numpy(),
-            hovertemplate=f"%{{y}} · %{{x}}<br>{html.escape(name)} %{{z:.3g}}"
-            + ("" if counts is None else "<br>n = %{customdata}")
-            + "<extra></extra>",
-            hoverongaps=False,
-        )
-    )
-    if len(across) <= 14:
-        # Text of the heat-map itself takes a grey that is too faint on the middle of the ramp.
-        written = [(i, j) for i, j in np.ndindex(*values.shape) if np.isfinite(values[i, j])]
-        figure.add_scatter(
-            x=[across[j] for _, j in written],
-            y=[down[i] for i, _ in written],
-            text=[signed(f"{values[i, j]:.2f}") for i, j in written],
-            textfont={
-                "size": 11,
-                "color": [on_ramp((float(values[i, j]) - low) / (high - low), diverging=diverging) for i, j in written],
-            },
-            mode="text",
-            hoverinfo="skip",
-            showlegend=False,
-        )
-    figure.update_layout(coloraxis={"cmin": low, "cmax": high})
-    if diverging:
-        figure.update_layout(coloraxis_colorscale=ramp(DIVERGING_LIGHT))
-    figure.update_xaxes(type="category", showgrid=False, range=[-0.5, len(across) - 0.5])
-    figure.update_yaxes(type="category", showgrid=False, range=[len(down) - 0.5, -0.5])
-    return figure
+    return finish(figure, title, 320)
 
 
 def _outline(figure: go.Figure, heads: Sequence[tuple[int, int]]) -> None:
-    """Draw a frame round cells, as one line with gaps: it scales with the axes, unlike a marker."""
-    if not heads:
-        return
+    """Draw the border of a set of cells, as one line with gaps: it scales with the axes, unlike a marker."""
+    chosen = set(heads)
     x: list[float | None] = []
     y: list[float | None] = []
     for layer, head in heads:
-        x += [layer - 0.5, layer + 0.5, layer + 0.5, layer - 0.5, layer - 0.5, None]
-        y += [head - 0.5, head - 0.5, head + 0.5, head + 0.5, head - 0.5, None]
-    figure.add_scatter(
-        x=x,
-        y=y,
-        mode="lines",
-        line={"color": LIGHT["warm"], "width": 2},
-        hoverinfo="skip",
-        name="selected",
-        showlegend=False,
-    )
+        left, right, top, bottom = layer - 0.5, layer + 0.5, head - 0.5, head + 0.5
+        edges = (
+            ((layer - 1, head), (left, left), (top, bottom)),
+            ((layer + 1, head), (right, right), (top, bottom)),
+            ((layer, head - 1), (left, right), (top, top)),
+            ((layer, head + 1), (left, right), (bottom, bottom)),
+        )
+        # An edge between two chosen cells is no border.
+        for neighbour, across, down in edges:
+            if neighbour not in chosen:
+                x += [*across, None]
+                y += [*down, None]
+    if x:
+        figure.add_scatter(
+            x=x,
+            y=y,
+            mode="lines",
+            line={"color": LIGHT["warm"], "width": 2},
+            hoverinfo="skip",
+            name="selected",
+            showlegend=False,
+        )
 
 
 def _hover(row: dict[Any, Any], column: str) -> str:
@@ -548,28 +391,5 @@ def _heading(scores: HeadScores) -> str:
     return html.escape(f"{text}: {len(scores.selected)} of {len(scores.table)} heads selected ({share})")
 
 
-def _shown(values: Any) -> list[str]:
-    """Axis labels: numbers short, text escaped because plotly reads tags in it."""
-    return [
-        number(value) if isinstance(value, (int, float, np.number)) else html.escape(str(value))
-        for value in pd.Index(values).tolist()
-    ]
-
-
-def _count(frame: pd.DataFrame) -> tuple[str, str]:
-    return ("n", "sum") if "n" in frame.columns else ("score", "size")
-
-
 def _tick(count: int) -> int:
     return next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if count / step <= 32)
-
-
-def _finish(figure: go.Figure, title: str, height: int) -> go.Figure:
-    figure.update_layout(template=template(), height=height, autosize=True, title_text=title or None)
-    if not title:
-        figure.update_layout(
-            margin_t=34
-            if any(trace.showlegend is not False and trace.type in ("scatter", "bar") for trace in figure.data)
-            else 10
-        )
-    return figure

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headscope.errors import DataError
-from headscope.report import blocks, palette, sections, words
+from headscope.report import blocks, comparing, palette, sections, words
 from headscope.report.blocks import Page
 from headscope.report.tokens import clean
 
@@ -53,7 +53,7 @@ def write_report(
         If the file cannot be written.
     """
     part = sections.probe_part(scores, "p1")
-    compared = sections.agreement_section([scores, *others]) if others else None
+    compared = comparing.agreement_section([scores, *others]) if others else None
     page = Page(
         title=title or f"{words.title_of(scores)} of {words.model_of(scores)}",
         subtitle=_created([scores]),
@@ -77,7 +77,7 @@ def write_combined(scores: Sequence[HeadScores], path: str | Path, *, title: str
         raise DataError("There is no result to report. Rank at least one probe.")
     if len(scores) == 1:
         return write_report(scores[0], path, title=title)
-    compared = sections.agreement_section(scores)
+    compared = comparing.agreement_section(scores)
     models = list(dict.fromkeys(words.model_of(item) for item in scores))
     page = Page(
         title=title or f"Heads of {words.joined(models)}",
@@ -96,7 +96,7 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
     OutputError
         If the file cannot be written.
     """
-    part = sections.comparison_part(found)
+    part = comparing.comparison_part(found)
     return _write(Page(title=part.title, subtitle=_created(found.scores), parts=(part,)), path)
 
 
