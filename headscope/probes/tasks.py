@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from headscope.errors import DataError, ModelError, nearest
 from headscope.files import canonical_json
+from headscope.probes.teacher import answer_ids
 
 if TYPE_CHECKING:
     from headscope.attention.edits import Edit
@@ -162,11 +163,7 @@ def _answer(model: Any, sample: Any) -> list[float]:
     import torch
 
     prompt = sample.prompt(model)
-    # Plain text goes on with a word that brings its own space; a chat's answer starts without one.
-    lead = "" if getattr(sample, "chat", False) or prompt.text[-1:].isspace() else " "
-    ids = list(model.tokenizer.encode(lead + sample.answer, add_special_tokens=False))
-    if not ids:
-        raise DataError(f"The answer {sample.answer!r} of sample {sample.id!r} has no token in {model.name}.")
+    ids = answer_ids(model, prompt, sample.answer)
     # Only the rows that predict the answer are unembedded, and the edits meet prefill and decode alike.
     logits = model.trace(prompt, teacher=ids).logits[0].double()
     gold = torch.tensor(ids)
