@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from headscope.attention.collect import Collector
     from headscope.models.model import Model
 
+Logits: TypeAlias = bool | int | Literal["last"]
+"""Which logits to compute: of all positions, of none, of the last n, or of the last one."""
+
 Inputs: TypeAlias = "Prompt | Batch | Sequence[Prompt | str] | str | Mapping[str, Tensor]"
 """What a model runs on."""
 
@@ -143,9 +146,7 @@ def _check_length(model: Model, length: int) -> None:
         raise PromptError("The prompt has no token.")
 
 
-def run(
-    model: Model, given: Inputs, capture: Sequence[ask.Request], *, logits: bool | Literal["last"], side: Side
-) -> Run:
+def run(model: Model, given: Inputs, capture: Sequence[ask.Request], *, logits: Logits, side: Side) -> Run:
     """See ``Model.run``."""
     prepared = prepare(model, given, side)
     session = Session(model.sites, bound(capture, prepared), model.edits, prepared.contexts)
@@ -174,7 +175,7 @@ def bound(capture: Sequence[ask.Request], prepared: Prepared) -> list[ask.Reques
     return [done.get(id(request), request) for request in capture]
 
 
-def forward(model: Model, tensors: dict[str, Tensor], logits: bool | Literal["last"], **kwargs: Any) -> Tensor | None:
+def forward(model: Model, tensors: dict[str, Tensor], logits: Logits, **kwargs: Any) -> Tensor | None:
     """Run the transformers model and return its logits, if it has a language-model head and they are wanted."""
     hf = model.hf
     if _takes(hf, "use_cache"):
@@ -183,15 +184,21 @@ def forward(model: Model, tensors: dict[str, Tensor], logits: bool | Literal["la
     if logits is False and has_head and hf.base_model is not hf:
         hf.base_model(**tensors, **kwargs)
         return None
-    if logits == "last" and _takes(hf, "logits_to_keep"):
-        kwargs["logits_to_keep"] = 1
+    keep = _kept(logits)
+    if keep and _takes(hf, "logits_to_keep"):
+        kwargs["logits_to_keep"] = keep
     output = hf(**tensors, **kwargs)
     found: Tensor | None = getattr(output, "logits", None)
     if found is None or logits is False:
         return None
-    found = found[:, -1:] if logits == "last" and found.dim() == 3 else found
+    found = found[:, -keep:] if keep and found.dim() == 3 else found
     check_finite(model, found)
     return found
+
+
+def _kept(logits: Logits) -> int:
+    """Return how many last positions' logits are wanted; 0 for all of them."""
+    return 0 if isinstance(logits, bool) else 1 if logits == "last" else max(1, int(logits))
 
 
 def check_finite(model: Model, logits: Tensor) -> None:
@@ -203,7 +210,7 @@ def check_finite(model: Model, logits: Tensor) -> None:
         )
 
 
-def check_budget(model: Model, prepared: Prepared, session: Session, logits: bool | Literal["last"]) -> int:
+def check_budget(model: Model, prepared: Prepared, session: Session, logits: Logits) -> int:
     """Estimate peak memory in bytes; raise MemoryBudgetError if it is more than there is."""
     batch, spec = prepared.batch, model.spec
     target, source = prepared.length, prepared.length
@@ -212,7 +219,7 @@ def check_budget(model: Model, prepared: Prepared, session: Session, logits: boo
     if prepared.length == 1 and model.sites.default in ("vision", "encoder"):
         target = source = _positions(model)
     width = torch.finfo(model.dtype).bits // 8
-    positions = {True: target, "last": 1, False: 0}[logits]
+    positions = 0 if logits is False else min(_kept(logits) or target, target)
     base = batch * positions * (spec.vocab_size or 0) * 4 + batch * target * (4 * spec.d_model + 2 * spec.d_mlp) * width
     lengths = {"encoder": (source, source), "cross": (target, source)}
     sized = [(c, *lengths.get(c.stack, (target, target))) for c in session.collectors]

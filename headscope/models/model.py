@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from headscope.attention.session import Session
 from headscope.attention.sites import Site, Sites
 from headscope.errors import PromptError
 from headscope.models.batch import Batch, Side, make_batch
-from headscope.models.forward import Inputs, run
+from headscope.models.forward import Inputs, Logits, run
 from headscope.models.generation import generate, trace
 from headscope.models.prompt import Prompt, build_prompt
 from headscope.models.spec import ModelSpec
@@ -153,7 +153,7 @@ class Model:
         prompt: Inputs,
         capture: Sequence[Request] = (),
         *,
-        logits: bool | Literal["last"] = True,
+        logits: Logits = True,
         side: Side = "left",
     ) -> Run:
         """Run the model once and capture what is asked.
@@ -165,7 +165,7 @@ class Model:
         capture
             Requests, such as ``headscope.Entropy()``.
         logits
-            Whether to compute logits of all positions, of the last one, or none (saves the unembedding).
+            Whether to compute logits of all positions, of the last n (``"last"``: one), or none; saves unembedding.
         side
             Padding side for a list of prompts.
 

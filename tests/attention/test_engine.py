@@ -213,6 +213,15 @@ def test_a_trace_can_be_taught_and_stopped(models):
 
 
 @pytest.mark.parametrize("family", DECODERS)
+def test_only_the_logits_that_are_wanted(models, family):
+    model, p = models(family), prompt(9)
+    whole = model.run(p).logits
+    torch.testing.assert_close(model.run(p, logits=4).logits, whole[:, -4:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.run(p, logits="last").logits, whole[:, -1:], rtol=0, atol=1e-5)
+    assert model.run(p, logits=False).logits is None
+
+
+@pytest.mark.parametrize("family", DECODERS)
 def test_head_edits(models, family):
     model = models(family)
     inputs = random_inputs(model.hf, length=12)
