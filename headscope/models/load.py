@@ -199,8 +199,8 @@ def _read(origin: Source, device: Any, dtype: Any, code: bool, *, need_tokenizer
     """Read weights and tokenizer of a folder or GGUF file."""
     if origin.path.is_file():
         return _read_gguf(origin, device, dtype, need_tokenizer)
-    check_folder(origin.path)
     config = read_config(origin, code=code)
+    check_folder(origin.path)
     cls = model_class(config)
     options: dict[str, Any] = {"trust_remote_code": True} if code else {}
     hf = _build(cls, origin, origin.path, config, dtype, **options, use_safetensors=True, local_files_only=True)
@@ -230,13 +230,20 @@ def _build(cls: Any, origin: Source, path: Path | None, config: Any, dtype: Any,
         options["config"] = config
     try:
         hf, info = cls.from_pretrained(
-            path, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True, **options
+            path,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported by name below
+            **options,
         )
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise WeightsError(f"The weights of {origin.source} cannot be loaded: {error}") from error
     unused = check_loaded(info, origin.source)
+    for name in unused:  # random values would change the fingerprint with every load
+        hf.get_parameter(name).data.zero_()
     if unused:
-        log.warning("%s: %s are not in its files and stay random.", origin.name, ", ".join(unused))
+        log.warning("%s: %s are not in its files and are zero.", origin.name, ", ".join(unused))
     return hf
 
 

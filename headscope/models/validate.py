@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NOISE = {"float64": 1e-6, "float32": 5e-4, "float16": 1e-2, "bfloat16": 1e-2}
-"""Largest difference from the model's own attention, relative to the largest output (at least 1)."""
+_NOISE = {"float64": 1e-6, "float32": 5e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest difference from the model's own attention, relative to the largest output (at least 1).
+
+In bfloat16 both are off by a few steps of 2⁻⁸ by the last layer; attention that is wrong is off by much more."""
 
 _ROWS = {"float64": 1e-6, "float32": 1e-4}
 """How far a row's sum may be from one; 0.02 for shorter types."""
@@ -41,7 +43,7 @@ def validate(model: Model) -> None:
         If a check fails; the message names the family and the part.
     """
     inputs = random_inputs(model.hf)
-    noise = _NOISE.get(str(model.dtype).removeprefix("torch."), 1e-2)
+    noise = _NOISE.get(str(model.dtype).removeprefix("torch."), 5e-2)
     expected = _stock(model, inputs)
     scale = max(1.0, float(expected.abs().max()))
     try:

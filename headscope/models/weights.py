@@ -106,7 +106,7 @@ def check_finite(weights: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def check_loaded(info: dict[str, Any], source: str) -> list[str]:
-    """Refuse a model that transformers had to complete with random weights; return what may stay random.
+    """Refuse a model that transformers had to complete with random weights; return names that no attention needs.
 
     Raises
     ------

