@@ -20,6 +20,9 @@ PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PYTEST_SLOW := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
 JOBS ?= 2
 
+# Sized to end within a quarter of an hour on two cores, installation included. Leave them out for a full run.
+DEMO ?= --n 24 --lengths 256,512 --length 256 --k 10 --trials 4
+
 .PHONY: help demo test check bench docs clean browser weights
 
 help:

@@ -26,6 +26,13 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@pytest.fixture
+def docs_model() -> Any:
+    """A model with known heads and a tokenizer, in place of the real one."""
+    made = hs.data.organism("llama", seed=0)
+    return hs.load(made.model, tokenizer=made.tokenizer)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if CODE.search(page.read_text())], ids=name)
 def test_snippets_run(page: Path, docs_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All snippets of a page, in order, in one namespace, on a tiny model in place of the one they name."""
