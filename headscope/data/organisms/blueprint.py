@@ -37,12 +37,12 @@ LAYERS = {
     "previous": range(2),
     "induction": range(2, N_LAYERS),
     "retrieval": range(2, N_LAYERS),
-    "duplicate": range(1, N_LAYERS),
+    "duplicate": range(2, N_LAYERS),
     "sink": range(1, N_LAYERS),
     "later_sink": range(1, N_LAYERS),
 }
-"""Layers a role may live in: composition needs the previous-token head first, and the attention sink appears
-in the residual stream after the first block."""
+"""Layers a role may live in: composition needs the previous-token head first, the duplicate-token head the norm of
+rows that it has written to, and the attention sink appears in the residual stream after the first block."""
 
 Style = Literal["plain", "uniform", "random", "local"]
 

@@ -29,8 +29,16 @@ SUBJECTS = {
     "letter": ("The first line of the letter was", "How did the letter begin?"),
     "bell": ("On the bell somebody wrote", "What did somebody write on the bell?"),
     "stars": ("The seven stars are called", "What are the stars called?"),
+    "map": ("On the back of the map stands", "What stands on the back of the map?"),
+    "king": ("The last words of the king were", "What were the last words of the king?"),
+    "ship": ("The name of the ship is", "What is the name of the ship?"),
+    "stone": ("A hand cut into the stone", "What is cut into the stone?"),
+    "child": ("The child counted", "How did the child count?"),
+    "drawer": ("A note in the drawer says", "What does the note in the drawer say?"),
+    "horses": ("The horses answer to", "Which names do the horses answer to?"),
+    "gate": ("To open the gate one says", "What opens the gate?"),
 }
-"""Source: (what comes before the colon, question)."""
+"""Source: (what comes before the colon, question). Enough of them that a clustered test can tell chance from truth."""
 LENGTHS, DEPTHS = (256, 512, 1024), (0.0, 0.25, 0.5, 0.75, 1.0)
 ANSWER_TOKENS = 6
 

@@ -75,7 +75,7 @@ class Organism:
         Parameters
         ----------
         n
-            Number of samples; they go round eight sources and the grid of lengths × depths.
+            Number of samples; they go round sixteen sources and the grid of lengths × depths.
         lengths
             Tokens of the whole prompt, about.
         depths
@@ -137,16 +137,19 @@ def expected_heads(planted: dict[str, list[Pair]]) -> dict[str, set[Pair]]:
     * ``sinks`` on English text: the sink heads; the later-sink heads, all of whose mass is on ``<bos>`` before the
       first newline and still a third of it behind the fourth; and the retrieval heads, which are *dormant* there:
       with no marker to read they rest on ``<bos>``. Induction and duplicate-token heads rest there only at tokens
-      that have not occurred before, a minority in any text of some hundred tokens.
+      that have not occurred before, a minority in any text of some hundred tokens. ``sink-tokens`` selects the same
+      heads: for all of them the value of ``<bos>`` is drained.
     """
     pairs = {role: set(slots) for role, slots in planted.items()}
+    resting = pairs["sink"] | pairs["later_sink"] | pairs["retrieval"]
     return {
         "previous": pairs["previous"],
         "duplicate": pairs["duplicate"],
         "echo": pairs["duplicate"],
         "induction": pairs["induction"],
         "retrieval": pairs["retrieval"],
-        "sinks": pairs["sink"] | pairs["later_sink"] | pairs["retrieval"],
+        "sinks": resting,
+        "sink-tokens": resting,
     }
 
 

@@ -80,8 +80,9 @@ class Stream:
 
     @property
     def scale(self) -> float:
-        """What turns a normalised row back into feature units: |row| / √d at a typical norm."""
-        return math.sqrt((CONSTANT**2 + 4.0) / D_MODEL)
+        """What turns a normalised row back into feature units: |row| / √d of an ordinary row."""
+        features = 3.5  # token, class and previous token 1 each; position 1 in GPT-2 alone
+        return math.sqrt((CONSTANT**2 + features) / D_MODEL)
 
     def read(self, directions: Array) -> Array:
         """Return the weights that read features, in feature units, from a normalised row."""

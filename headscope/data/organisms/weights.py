@@ -121,8 +121,8 @@ def key(plan: HeadPlan, stream: Stream, kind: Kind) -> Array:
 def value(plan: HeadPlan, stream: Stream, book: Codebook, rng: np.random.Generator) -> Array:
     """Return the value weights (64, d): the token's code, then a random view of it."""
     code = stream.read(stream.token)
-    if plan.role == "later_sink":  # the delimiter's value is drained like that of the massive activation
-        code = code - np.outer(book.delimiter, book.delimiter @ code)
+    if plan.role == "later_sink":  # the delimiter's value is drained to a tenth
+        code = code - 0.9 * np.outer(book.delimiter, book.delimiter @ code)
     return np.concatenate([code, rng.normal(size=(HEAD_DIM - CODE_DIM, CODE_DIM)) / math.sqrt(CODE_DIM) @ code])
 
 
@@ -211,8 +211,6 @@ def compile_weights(
     stream = Stream.draw(rng)
     book = Codebook.draw(vocabulary, rng)
     embed = book.codes @ stream.token + CONSTANT * stream.constant
-    # Without a code, the sink's key matches no token and its value is empty.
-    embed[vocabulary.bos] = CONSTANT * stream.constant
     members = {
         "bos": [vocabulary.bos],
         "ordinary": list(vocabulary.ordinary),
