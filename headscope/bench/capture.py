@@ -72,7 +72,8 @@ def ratios(result: dict[str, Any]) -> float | None:
     """Return the median over runs of variant time / plain SDPA time, pair by pair."""
     if not result.get("fits") or not result["sdpa"]:
         return None
-    return statistics.median(a / b for a, b in zip(result["seconds"], result["sdpa"], strict=True))
+    pairs: list[float] = [a / b for a, b in zip(result["seconds"], result["sdpa"], strict=True)]
+    return statistics.median(pairs)
 
 
 def main(lengths: Sequence[int], peers: bool = True, json_path: Path | None = None, machine: bool = False) -> None:
@@ -93,7 +94,7 @@ def main(lengths: Sequence[int], peers: bool = True, json_path: Path | None = No
     from headscope.models.carried import fetch
 
     fetch(SOURCE)
-    results = []
+    results: list[dict[str, Any]] = []
     with progress.status("") as status:
         for job in (jobs := cells(lengths, peers)):
             label = f"{job['variant']}{_which(job)} at {job['length']} tokens"
