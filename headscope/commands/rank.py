@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import shutil
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.commands.console import JsonOption, emit, err, interval, numbers, out, progress, quiet_libraries, table
+from headscope.commands.console import JsonOption, emit, err, numbers, progress, quiet_libraries
+from headscope.commands.results import document, show, write
 
 if TYPE_CHECKING:
     from headscope.probes.base import DataSet, Probe
@@ -77,6 +78,10 @@ def rank(
             help="Folder of your own text to hide needles in.", show_default="generated prose", rich_help_panel=DATA
         ),
     ] = None,
+    teacher: Annotated[
+        bool,
+        typer.Option("--teacher", help="Feed the true answers: for models that do not answer.", rich_help_panel=DATA),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of data, bootstrap and controls.", rich_help_panel=DATA)] = 0,
     verify: Annotated[
         bool,
@@ -130,6 +135,8 @@ def rank(
     from headscope.probes import find
 
     chosen = list({probe.name: probe for probe in map(find, probes)}.values())
+    if teacher:
+        chosen = [find(probe.name, teacher=True) if probe.name == "retrieval" else probe for probe in chosen]
     folder = folder or Path("runs") / Path(model).name
     if threads is not None:
         import torch
@@ -140,7 +147,11 @@ def rank(
 
         loaded = load(model, device=device, dtype=dtype.value, revision=revision)
     with err().status("Making data"):
-        data = datasets(chosen, loaded, n=n, lengths=sizes, length=length, haystack=haystack, seed=seed)
+        data = datasets(
+            chosen, loaded, n=n, lengths=sizes, length=length, haystack=haystack, teacher=teacher, seed=seed
+        )
+    if fresh:
+        shutil.rmtree(folder / "removal", ignore_errors=True)
     with progress("Ranking") as advance:
         from headscope.probes import rank_all
 
@@ -148,11 +159,20 @@ def rank(
     for probe in chosen:
         found = scores[probe.name]
         if verify:
-            removal = {"ablation": ablation.value, "k": steps, "controls": controls, "seed": seed, "fresh": fresh}
-            # Another number of trials is another measurement; it must not cost the finished ranking.
-            store = folder / "removal" / f"{trials}-trials"
             with progress(f"Removing {probe.name} heads") as advance:
-                found = removed(found, loaded, data[probe.data], trials, **removal, out=store, progress=advance)
+                found = removed(
+                    found,
+                    loaded,
+                    data[probe.data],
+                    trials,
+                    ablation=ablation.value,
+                    k=steps,
+                    controls=controls,
+                    seed=seed,
+                    # Another number of trials is another measurement; it must not cost the finished ranking.
+                    out=folder / "removal" / f"{trials}-trials",
+                    progress=advance,
+                )
         with err().status("Reading examples"):
             scores[probe.name] = explained(found, loaded, data[probe.data])
     files = write(scores, folder)
@@ -163,14 +183,16 @@ def rank(
 
 
 def removed(scores: HeadScores, model: Any, data: DataSet, trials: int, **options: Any) -> HeadScores:
-    """Add what removing the best heads does to the task that goes with the probe's data."""
-    from headscope.probes import verify
-    from headscope.probes.tasks import task_for
+    """Add what removing the best heads does to the task that goes with the data and, for retrieval, to knowledge."""
+    from headscope.probes import task_for, verify, with_claims
 
     if scores.table["score"].notna().sum() < 2:
         return scores  # no trial counted, as the notes say: there is no ranking to test
     kind = data[0].kind
-    return scores.with_details(dose=verify(scores, task_for(kind, data, trials), model, **options))
+    scores = scores.with_details(dose=verify(scores, task_for(kind, data, trials), model, **options))
+    if scores.probe != "retrieval":
+        return scores
+    return with_claims(scores, model, **{name: options[name] for name in options if name != "k"})
 
 
 def explained(scores: HeadScores, model: Any, data: DataSet) -> HeadScores:
@@ -178,7 +200,9 @@ def explained(scores: HeadScores, model: Any, data: DataSet) -> HeadScores:
     from headscope.probes import explain, retrieval_claims
 
     scores = scores.with_details(samples=explain(model, scores, data))
-    return scores.with_details(claims=retrieval_claims(scores)) if scores.probe == "retrieval" else scores
+    if scores.probe == "retrieval" and "claims" not in scores.details:
+        scores = scores.with_details(claims=retrieval_claims(scores))
+    return scores
 
 
 def datasets(
@@ -189,6 +213,7 @@ def datasets(
     lengths: tuple[int, ...] | None,
     length: int | None,
     haystack: Path | None,
+    teacher: bool,
     seed: int,
 ) -> dict[str, DataSet]:
     """Make the data that ``probes`` ask for; what is None is left to the generator's own default."""
@@ -204,78 +229,8 @@ def datasets(
         options = {"n": n, **own[kind]}
         given = {key: value for key, value in options.items() if value is not None}
         made[kind] = getattr(data, kind)(model, seed=seed, **given)
+    if teacher and "needles" in made:
+        from headscope.probes import TeacherForced
+
+        made["needles"] = TeacherForced(made["needles"])
     return made
-
-
-def write(scores: dict[str, HeadScores], folder: Path) -> dict[str, Path]:
-    """Write each probe's tables and one report; return the paths by probe, and the report's."""
-    from headscope.report.html import write_combined
-
-    for name, found in scores.items():
-        for suffix in (".parquet", ".json", ".csv"):
-            found.save(folder / f"{name}{suffix}")
-    report = write_combined(list(scores.values()), folder / "report.html")
-    return {**{name: folder / f"{name}.parquet" for name in scores}, "report": report}
-
-
-def show(scores: dict[str, HeadScores], files: dict[str, Path], top: int) -> None:
-    """Print the best heads of each probe, what their removal did, what limits them, and where everything is."""
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console = out()
-    for name, found in scores.items():
-        console.print(f"[bold]{name}[/bold]: {len(found.selected)} of {len(found)} heads pass")
-        shown = table("head", "score (95 %)", "null", "p", "passes", right=("null", "p"))
-        for layer, head in found.top(top):
-            row = found.head(layer, head)
-            shown.add_row(
-                f"L{layer}H{head}",
-                interval(row["score"], row["ci_low"], row["ci_high"]),
-                interval(row["null_mean"], math.nan, math.nan),
-                f"{row['p_value']:.2g}" if row["p_value"] == row["p_value"] else "–",
-                "yes" if row["selected"] else "",
-            )
-        if shown.row_count:
-            console.print(shown)
-        for line in removals(found):
-            console.print(Padding(line, (0, 0, 0, 2)))
-        for note in found.provenance.get("notes", []):
-            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
-        console.print()
-    console.print(f"Report: {files['report']}", soft_wrap=True)
-
-
-def removals(scores: HeadScores) -> list[str]:
-    """Say what removing the most heads did to each metric, beside the controls."""
-    dose = scores.details.get("dose")
-    lines: list[str] = []
-    for metric, part in [] if dose is None else dose.groupby("metric", sort=False):
-        k = part["k"].max()
-        values = {kind: group["value"] for kind, group in part[part["k"].isin((0, k))].groupby("kind")}
-        p = part.loc[(part["k"] == k) & (part["kind"] == "top"), "p_value"].iloc[0]
-        low, high = values["control"].min(), values["control"].max()
-        lines.append(
-            f"Without the top {k}: {metric} {values['base'].iloc[0]:.3f} → {values['top'].iloc[0]:.3f}; "
-            f"without {k} others {low:.3f} to {high:.3f} ({len(values['control'])} control sets, p = {p:.2g})"
-        )
-    return lines
-
-
-def document(scores: dict[str, HeadScores], files: dict[str, Path], top: int) -> dict[str, Any]:
-    """Return the same facts as ``show`` for machines."""
-    return {
-        "model": next(iter(scores.values())).provenance.get("model"),
-        "report": files["report"],
-        "probes": {
-            name: {
-                "scores": files[name],
-                "heads": len(found),
-                "selected": found.selected,
-                "top": [found.head(layer, head) for layer, head in found.top(top)],
-                "removal": removals(found),
-                "notes": found.provenance.get("notes", []),
-            }
-            for name, found in scores.items()
-        },
-    }
