@@ -22,8 +22,17 @@ if TYPE_CHECKING:
     from headscope.probes.scores import HeadScores
 
 
+LEAST_DIFFERENCE = 0.05
+COLUMNS = (
+    "layer", "head", "domain", "sink_mass", "loss_change", "ci_low", "ci_high", "n", "state", "active_dormant"
+)  # fmt: skip
+
+
 def candidates(scores: HeadScores, k: int) -> list[tuple[int, int]]:
-    """Return the ``k`` heads whose sink mass differs most between domains, of those whose interval excludes 0."""
+    """Return the ``k`` heads whose sink mass differs most between one domain and the others.
+
+    Only heads whose interval excludes 0 and whose difference is at least ``LEAST_DIFFERENCE``.
+    """
     domains = scores.details.get("domains")
     if domains is None or domains.empty:
         raise DataError(
@@ -32,7 +41,7 @@ def candidates(scores: HeadScores, k: int) -> list[tuple[int, int]]:
         )
     clear = domains[(domains["difference_low"] > 0) | (domains["difference_high"] < 0)]
     spread = clear.assign(size=clear["difference"].abs()).groupby(["layer", "head"])["size"].max()
-    best = spread.sort_values(ascending=False, kind="stable").head(k)
+    best = spread[spread >= LEAST_DIFFERENCE].sort_values(ascending=False, kind="stable").head(k)
     return [(int(layer), int(head)) for layer, head in best.index]
 
 
@@ -76,7 +85,7 @@ def active_dormant(
 
     chosen = candidates(scores, k) if heads is None else [(int(layer), int(head)) for layer, head in heads]
     if not chosen:
-        return pd.DataFrame()
+        return pd.DataFrame(columns=list(COLUMNS))
     samples = [data[i] for i in range(len(data))]
     base = _losses(model, samples)
     names = np.array([str(sample.factors.get("domain", "")) for sample in samples])

@@ -6,10 +6,11 @@ It is the counterpart of retrieval when heads are removed: the answer is nowhere
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from headscope.probes.tasks import Task, needle_task
+from headscope.probes.tasks import ANSWER, Task
+from headscope.probes.teacher import answer_ids
 
 RELATIONS: dict[str, tuple[str, dict[str, str]]] = {
     "capital": (
@@ -76,4 +77,21 @@ def facts() -> tuple[Fact, ...]:
 
 def knowledge_task() -> Task:
     """Complete facts from memory: mean log-probability of the answer's tokens, and exact match, as on needles."""
-    return replace(needle_task(facts()), name="knowledge", regions=("subject",))
+    return Task("knowledge", ANSWER, facts(), _complete, _prompt, ("subject",))
+
+
+def _prompt(model: Any, fact: Fact) -> Any:
+    return fact.prompt(model)
+
+
+def _complete(model: Any, fact: Fact) -> list[float]:
+    import torch
+
+    prompt = fact.prompt(model)
+    answer = answer_ids(model, prompt, fact.answer)
+    # The prompts are so short that one pass over prompt and answer is cheaper than decoding.
+    whole = model.prompt_from_ids([*prompt.ids, *answer], {"subject": prompt.regions["subject"]})
+    logits = model.run(whole, logits=True).logits[0, len(prompt) - 1 : -1].double().cpu()
+    gold = torch.tensor(answer)
+    right = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])
+    return [float(right.mean()), float((logits.argmax(dim=-1) == gold).all())]

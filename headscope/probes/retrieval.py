@@ -191,16 +191,18 @@ class RetrievalHeads(Probe):
         def counted_only(key: str) -> Floats:
             return np.where(counted[:, None, None], stack(observations, key, context), np.nan)
 
-        values, attended = counted_only("score"), counted_only("attended")
+        values, null = counted_only("score"), counted_only("null")
         activation, contexts = self._activation(observations, values)
+        # Only trials that count give evidence, and only their needles are independent sources.
+        kept = counted if counted.any() else ~counted
         table, notes = head_table(
-            values,
-            sources_of(observations),
-            null=counted_only("null"),
+            values[kept],
+            [source for source, keep in zip(sources_of(observations), kept, strict=True) if keep],
+            null=null[kept],
             threshold=self.threshold,
             extra={
                 "historical": mean_map(counted_only("historical")),
-                "attended": mean_map(attended),
+                "attended": mean_map(counted_only("attended")),
                 "null_attended": mean_map(counted_only("null_attended")),
                 "active": activation,
             },

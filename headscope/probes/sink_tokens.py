@@ -204,10 +204,10 @@ class SinkTokens(Probe):
         width = int(observations[0][1]["width"])
         tau = 0.3125 * math.sqrt(width) if self.tau is None else self.tau
         dimensions = dimension_table(observations, tau=tau, consistency=self.consistency)
-        found = dimensions[dimensions["massive"]]
-        by_size = found.groupby("dimension")["at_sinks"].max().sort_values(ascending=False)
-        names = ", ".join(map(str, by_size.index))
-        said = f"Massive dimensions (above {tau:.1f} of at most {math.sqrt(width):.1f}): {names or 'none'}."
+        said = (
+            f"Massive dimensions (above {tau:.1f} of at most {math.sqrt(width):.1f}): "
+            f"{_names(dimensions, 'massive')}. That tell sinks from other tokens: {_names(dimensions, 'separates')}."
+        )
         details = {
             "tokens": token_table(observations),
             "dimensions": dimensions,
@@ -216,8 +216,17 @@ class SinkTokens(Probe):
         return context.scores(self, table, details, [said, *notes])
 
 
+def _names(dimensions: pd.DataFrame, column: str) -> str:
+    """Dimensions marked in any layer, the largest first."""
+    by_size = dimensions[dimensions[column]].groupby("dimension")["at_sinks"].max().sort_values(ascending=False)
+    return ", ".join(map(str, by_size.index)) or "none"
+
+
 def token_table(observations: Sequence[tuple[SampleMeta, Observation]]) -> pd.DataFrame:
-    """Sink tokens by text form: how often they are sinks, and how they look there; first tokens before later ones."""
+    """Sink tokens by text form: how often they are sinks, and how they look there; first tokens before later ones.
+
+    Without a token that starts every text any token can come first; these share one row.
+    """
     import pandas as pd
 
     parts = []
@@ -228,7 +237,12 @@ def token_table(observations: Sequence[tuple[SampleMeta, Observation]]) -> pd.Da
         parts.append(
             pd.DataFrame({"token": observation["token"].astype(str), "place": place, "text": meta.id, **columns})
         )
-    grouped = pd.concat(parts, ignore_index=True).groupby(["place", "token"], as_index=False)
+    every = pd.concat(parts, ignore_index=True)
+    first = every["place"] == "first"
+    forms = every.loc[first, "token"].nunique()
+    if forms > 1:
+        every.loc[first, "token"] = f"(any first token, {forms} forms)"
+    grouped = every.groupby(["place", "token"], as_index=False)
     found = grouped.agg(
         texts=("text", "nunique"),
         occurrences=("text", "size"),
@@ -244,7 +258,11 @@ def token_table(observations: Sequence[tuple[SampleMeta, Observation]]) -> pd.Da
 def dimension_table(
     observations: Sequence[tuple[SampleMeta, Observation]], *, tau: float, consistency: float
 ) -> pd.DataFrame:
-    """Dimensions of the residual stream that are largest at sink tokens, by layer; ``layer`` 0 is the embedding."""
+    """Dimensions of the residual stream that are largest at sink tokens, by layer; ``layer`` 0 is the embedding.
+
+    ``separates`` marks massive dimensions whose mean at other tokens lies below ``tau``: only these tell sinks from
+    other tokens by VAR's rule, because some models have a dimension that is large at every token.
+    """
     import pandas as pd
 
     parts = []
@@ -263,8 +281,9 @@ def dimension_table(
     grouped = pd.concat(parts, ignore_index=True).groupby(["layer", "dimension"], as_index=False)
     found = grouped.agg(texts=("at_sinks", "size"), at_sinks=("at_sinks", "mean"), at_others=("at_others", "mean"))
     share = found["texts"] / len(observations)
-    found = found.assign(share=share, massive=(share >= consistency) & (found["at_sinks"] > tau))
-    found = found[found["massive"] | (found["share"] >= consistency)]
+    massive = (share >= consistency) & (found["at_sinks"] > tau)
+    found = found.assign(share=share, massive=massive, separates=massive & (found["at_others"] < tau))
+    found = found[found["share"] >= consistency]
     return found.drop(columns="texts").sort_values(
         ["massive", "layer", "at_sinks"], ascending=[False, True, False], ignore_index=True
     )

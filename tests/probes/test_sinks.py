@@ -223,3 +223,14 @@ def test_a_model_without_massive_activations_reports_none():
     scores = probe.summarise(observed(probe, 6, shallow=True), context())
     assert not scores.details["dimensions"]["massive"].any()
     assert "none" in scores.provenance["notes"][0]
+
+
+def test_a_dimension_that_is_large_everywhere_does_not_separate():
+    probe = SinkTokens()
+    found = observed(probe, 4)
+    for _, observation in found:
+        observation["at_others"][:, 0] = 5
+    dimensions = probe.summarise(found, context()).details["dimensions"].query("layer == 1").set_index("dimension")
+    assert dimensions.loc[7, "massive"]
+    assert not dimensions.loc[7, "separates"]
+    assert dimensions.loc[19, "separates"]
