@@ -94,7 +94,7 @@ def verify(
     store = _store(scores, task, model, ablation, seed, out, fresh)
     values = _evaluate(plan, removal, store, progress)
     frame = _table(plan, values, task, ablation, seed)
-    frame.attrs["notes"] = _notes(plan, removal, controls)
+    frame.attrs["notes"] = _notes(plan, removal, controls) + _floors(values, task)
     return frame
 
 
@@ -222,6 +222,16 @@ def _table(
             row["heads"] = " ".join(f"{layer}.{head}" for layer, head in control.heads)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _floors(values: dict[Key, NDArray[np.float64]], task: Task) -> list[str]:
+    """Name the metrics that removal cannot lower, because the whole model does not succeed once."""
+    whole = values[0, "base", 0]
+    return [
+        f"With all heads {metric.name} is 0 on every sample: removal cannot lower it, and says nothing about it."
+        for m, metric in enumerate(task.metrics)
+        if metric.higher_is_better and not whole[:, m].any()
+    ]
 
 
 def _notes(plan: dict[Key, Control], removal: Removal, controls: int) -> list[str]:

@@ -221,6 +221,13 @@ def test_bad_questions_are_refused(scores: HeadScores) -> None:
         verify(scores, broken, Toy(), ablation="zero", k=(1,), controls=1)
 
 
+def test_a_task_that_always_fails_says_so(scores: HeadScores) -> None:
+    hopeless = Task("toy", (Metric("exact match", True),), toy_task().samples, lambda *_: [0.0], lambda m, s: s)
+    frame = verify(scores, hopeless, Toy(), ablation="zero", k=(1,), controls=2)
+    assert "With all heads exact match is 0 on every sample" in frame.attrs["notes"][-1]
+    assert frame[frame["kind"] == "top"]["p_value"].tolist() == [1.0]
+
+
 def test_a_subset_is_spread_over_the_data() -> None:
     assert spread(range(60), 4) == (0, 20, 39, 59)
     assert spread(range(3), 9) == (0, 1, 2)
