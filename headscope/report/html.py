@@ -103,7 +103,7 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
 def render(page: Page) -> str:
     """Return the whole HTML of a page."""
     store = _Figures()
-    scripts = {"plotly": _plotly(), "report": _resource("report.js")}
+    scripts = {"plotly": plotly_js(), "report": _resource("report.js")}
     hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in scripts.values())
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -122,7 +122,7 @@ def render(page: Page) -> str:
             figures=store.texts,
         )
     )
-    return html
+    return html.lstrip()
 
 
 class _Figures:
@@ -176,7 +176,8 @@ def _environment() -> jinja2.Environment:
 
 
 @cache
-def _plotly() -> str:
+def plotly_js() -> str:
+    """Return the text of plotly.js as a script element holds it."""
     from plotly.offline import get_plotlyjs
 
     # A parser of HTML reads CRLF as LF; the hash must be of what it reads.

@@ -31,12 +31,12 @@ def number(value: Any, digits: int = 3) -> str:
     if abs(value) >= 0.01 and abs(value) < 1000 and value == round(value, 2):
         # Exact at two places: zeros behind it would claim a precision that was never in question.
         return signed(f"{value:g}")
-    power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    power = int(exponent)
     if -4 <= power < digits + 2:
         places = max(0, digits - 1 - power)
         return signed(f"{value:,.{places}f}".replace(",", "\u202f"))
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return signed(f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}")
+    return signed(f"{mantissa}×10{str(power).translate(_SUPERSCRIPT)}")
 
 
 def fixed(value: Any, places: int = 3) -> str:

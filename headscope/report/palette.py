@@ -22,8 +22,8 @@ LIGHT = {
     "heat": "#ffb454",
     "good": "#1d6b45",
     "bad": "#a3292d",
-    "on-low": "#15160f",
-    "on-high": "#fbfbf5",
+    "on-low": "#080807",
+    "on-high": "#fefefe",
 }
 DARK = {
     "paper": "#14161a",
@@ -40,10 +40,10 @@ DARK = {
     "heat": "#8f5600",
     "good": "#6ecb98",
     "bad": "#f08a8a",
-    "on-low": "#fbfbf4",
-    "on-high": "#15160d",
+    "on-low": "#fefefd",
+    "on-high": "#080808",
 }
-ON_MIDDLE = "#15160e"
+ON_MIDDLE = "#080806"
 """Text on the middle of a ramp is black on either paper; on its ends it follows ``on-low`` and ``on-high``."""
 
 RAMP_LIGHT = ("#f5f0de", "#d0dcad", "#97cb93", "#4bb891", "#179c96", "#0f7e91", "#01608a", "#244175", "#2b284d")
@@ -66,11 +66,12 @@ DIVERGING_DARK = ("#efa464", "#b98357", "#866448", "#554539", "#292929", "#3d4b5
 
 
 def on_ramp(share: float, *, diverging: bool = False) -> str:
-    """Colour of text on a cell at ``share`` (0 to 1) of a ramp, at least 4.5 : 1 in light and in dark."""
+    """Colour of text on a cell at ``share`` (0 to 1) of a ramp: the better of black and white, in light and in dark."""
     if diverging:
-        distance = abs(2 * share - 1)
-        return LIGHT["on-low"] if distance < 0.57 else ON_MIDDLE if distance < 0.87 else LIGHT["on-high"]
-    return LIGHT["on-low"] if share < 0.41 else ON_MIDDLE if share < 0.61 else LIGHT["on-high"]
+        # Where the better one changes: in the dark nearer to the middle than in the light.
+        distance, dark, light = abs(2 * share - 1), 0.575, 0.824 if share < 0.5 else 0.85
+        return LIGHT["on-low"] if distance < dark else ON_MIDDLE if distance < light else LIGHT["on-high"]
+    return LIGHT["on-low"] if share < 0.428 else ON_MIDDLE if share < 0.608 else LIGHT["on-high"]
 
 
 def ramp(colours: tuple[str, ...]) -> list[list[float | str]]:

@@ -14,7 +14,7 @@ from headscope.probes.scores import HeadScores
 WORDS = (
     "The morning train left the valley before the fog had lifted and nobody on the platform spoke of the storm "
     "that had closed the northern pass for three days while letters lay unsorted in the station office"
-).split()
+)
 
 
 def synthetic(
@@ -193,9 +193,10 @@ def dose_table(random: np.random.Generator, controls: int = 20) -> pd.DataFrame:
 
 def sample_table(scores: HeadScores, random: np.random.Generator) -> pd.DataFrame:
     rows = []
+    words = WORDS.split()
     needle = ["ĠThe", "Ġsecret", "Ġcode", "Ġof", "Ġthe", "Ġlighthouse", "Ġis", "Ġ7", "4", "2", "1", ".", "Ċ"]
     for sample in ("needle-03/1024/0.50", "needle-11/2048/0.25"):
-        context = ["<|endoftext|>"] + [f"Ġ{WORDS[i % len(WORDS)]}" for i in range(900)]
+        context = ["<|endoftext|>"] + [f"Ġ{words[i % len(words)]}" for i in range(900)]
         context[412 : 412 + len(needle)] = needle
         for layer, head in scores.top(3):
             for step, answer in enumerate("742"):
