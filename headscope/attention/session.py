@@ -18,7 +18,7 @@ from headscope.attention.context import Context
 from headscope.attention.edits import Edit, HeadEdit, KnockOut
 from headscope.attention.plan import PLANNERS, Needs
 from headscope.attention.sites import Site, Sites
-from headscope.errors import RequestError
+from headscope.errors import RequestError, UnsupportedError
 from headscope.kernels.dispatch import compute
 from headscope.kernels.inputs import AttentionInputs
 from headscope.kernels.rows import Wants
@@ -53,6 +53,7 @@ class Session:
         self.stored: dict[str, dict[int, AttentionInputs]] = {}
         self._calls: dict[int, list[Collector]] = defaultdict(list)
         self._starts: dict[int, int] = {}
+        self._visited: set[int] = set()
         for collector in self.collectors:
             if type(collector.request) in PLANNERS or isinstance(collector.request, ask.QK):
                 found = sites.by_stack[collector.stack]
@@ -76,6 +77,7 @@ class Session:
 
     def attend(self, site: Site, inp: AttentionInputs) -> Tensor | None:
         """Capture what is asked of this call; return its output (B, H, Tq, Dv) if that was computed on the way."""
+        self._visited.add(id(site.attention))
         context = self.context(site.stack, inp.batch)
         total = context.total if context.total is not None and site.stack != "cross" else inp.tk
         self._starts[id(site.output)] = total - inp.tq
@@ -88,6 +90,21 @@ class Session:
         if out is None and inp.hidden is not None:
             out = compute(inp, Wants(out=True)).out
         return out
+
+    def check_visited(self) -> None:
+        """Raise UnsupportedError if an attention module that something is asked of never called the engine."""
+        asked = set(self._calls)
+        for edit in self.edits:
+            if isinstance(edit, KnockOut):
+                found = self.sites.stack(edit.stack)
+                asked |= {id(found[layer].attention) for layer, _ in edit.heads}
+        missed = [self.sites.by_module[module] for module in asked - self._visited]
+        if missed:
+            where = ", ".join(sorted(f"layer {site.layer} ({site.stack})" for site in missed)[:4])
+            raise UnsupportedError(
+                f"The attention of {where} did not go through headscope, so nothing was captured or edited there. If "
+                'the attention implementation was changed, set it back: model.hf.set_attn_implementation("headscope").'
+            )
 
     def _by_rows(
         self, site: Site, inp: AttentionInputs, context: Context

@@ -48,10 +48,14 @@ static void one_row(float *s, int64_t cols, int64_t n, float sink, float *lse, f
     }
     const float shift = top < sink ? sink : top;
     if (!(shift > -INFINITY)) {
-        for (i = 0; i < cols; i++) s[i] = 0.0f;
-        *lse = -INFINITY;
-        if (entropy) *entropy = 0.0f;
-        if (weight) *weight = 0.0f;
+        /* comparisons skip NaN, so a row of nothing but NaN ends here too, and must stay visible */
+        float value = 0.0f;
+        for (i = 0; i < n; i++)
+            if (s[i] != s[i]) value = NAN;
+        for (i = 0; i < cols; i++) s[i] = i < n ? value : 0.0f;
+        *lse = value == 0.0f ? -INFINITY : value;
+        if (entropy) *entropy = value;
+        if (weight) *weight = value;
         return;
     }
     /* sums in LANES partial sums, each short enough for float; the partial sums add up in double */

@@ -153,6 +153,7 @@ def run(model: Model, given: Inputs, capture: Sequence[ask.Request], *, logits: 
     check_budget(model, prepared, session, logits)
     with torch.no_grad(), active(session):
         found = forward(model, prepared.tensors, logits)
+    session.check_visited()
     return Run(
         stats(session, prepared),
         logits=found,
@@ -182,7 +183,7 @@ def forward(model: Model, tensors: dict[str, Tensor], logits: Logits, **kwargs: 
         kwargs.setdefault("use_cache", False)
     has_head = model.spec.unembed is not None
     if logits is False and has_head and hf.base_model is not hf:
-        hf.base_model(**tensors, **kwargs)
+        check_finite(model, hf.base_model(**tensors, **kwargs).last_hidden_state)
         return None
     keep = _kept(logits)
     if keep and _takes(hf, "logits_to_keep"):
@@ -201,11 +202,11 @@ def _kept(logits: Logits) -> int:
     return 0 if isinstance(logits, bool) else 1 if logits == "last" else max(1, int(logits))
 
 
-def check_finite(model: Model, logits: Tensor) -> None:
-    """Raise WeightsError if logits are not finite."""
-    if not bool(torch.isfinite(logits[:, -1]).all()):
+def check_finite(model: Model, output: Tensor) -> None:
+    """Raise WeightsError if logits, or final hidden states, are not finite at the last position."""
+    if not bool(torch.isfinite(output[:, -1]).all()):
         raise WeightsError(
-            f"{model.name} gives logits that are not finite. Its weights may be damaged, or {model.dtype} too narrow: "
+            f"{model.name} gives an output that is not finite. Its weights may be damaged, or {model.dtype} too narrow: "
             "try dtype='float32'."
         )
 

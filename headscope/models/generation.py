@@ -91,6 +91,8 @@ def _decode(
             check_budget(model, prepared, session, "last")
         with torch.no_grad(), active(session):
             output = model.hf(**tensors, **extra)
+        if step == 0:
+            session.check_visited()
         if getattr(output, "logits", None) is None or "past_key_values" not in output:
             raise RequestError(f"{model.name} has no language-model head to generate with: use run().")
         last = output.logits[:, -1:].float()

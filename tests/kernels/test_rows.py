@@ -214,6 +214,10 @@ def test_nan_is_not_hidden(way):
     inp = inputs()
     inp.k[0, 0, 2, 0] = torch.nan
     assert torch.isnan(sweep(inp, Wants(out=True)).out[0, 0, 5:]).all()
+    inp.k[:] = torch.nan
+    found = sweep(inp, Wants(out=True, lse=True, entropy=True, top=1, received=True))
+    for name in ("out", "lse", "entropy", "top_weights", "received"):
+        assert torch.isnan(getattr(found, name)).all(), name
 
 
 @pytest.mark.parametrize("causal", [True, False])
