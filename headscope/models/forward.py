@@ -221,7 +221,8 @@ def check_budget(model: Model, prepared: Prepared, session: Session, logits: Log
         target = source = _positions(model)
     width = torch.finfo(model.dtype).bits // 8
     positions = 0 if logits is False else min(_kept(logits) or target, target)
-    base = batch * positions * (spec.vocab_size or 0) * 4 + batch * target * (4 * spec.d_model + 2 * spec.d_mlp) * width
+    streams = batch * target * (4 * spec.d_model + 2 * spec.d_mlp) * width
+    base = batch * positions * (spec.vocab_size or 0) * 4 + streams
     lengths = {"encoder": (source, source), "cross": (target, source)}
     sized = [(c, *lengths.get(c.stack, (target, target))) for c in session.collectors]
     return budget.check(sized, model.sites, batch, target, base)

@@ -64,9 +64,8 @@ def test_every_family_gives_the_statistics_of_its_eager_attention(models, family
         name = ATTENTIONS.get(stack)
         found = truth[name] if name in truth else truth["attentions"]
         pattern = torch.stack(list(found)).double().numpy()
-        run = model.run(
-            inputs, [ask.Pattern(stack=stack), ask.Entropy(stack=stack), ask.Received(stack=stack), ask.TopKeys(stack=stack)]
-        )  # fmt: skip
+        kinds = (ask.Pattern, ask.Entropy, ask.Received, ask.TopKeys)
+        run = model.run(inputs, [kind(stack=stack) for kind in kinds])
         assert np.abs(run["pattern"].values - pattern).max() < 2e-5
         entropy = -(pattern * np.log(np.where(pattern > 0, pattern, 1))).sum(-1)
         assert np.abs(run["entropy"].values - entropy).max() < 5e-5
@@ -178,7 +177,8 @@ def test_a_trace_sees_the_rows_that_a_whole_run_sees(models, family):
     """Prefill equals token-by-token decoding, sliding windows and their caches included."""
     model = models(family)
     start = prompt(20, 3, needle=[4, 5, 6])
-    asks = [ask.Entropy(), ask.Mass(["bos", "needle", "generated"]), ask.TopKeys(2), ask.HeadOutput(), ask.Rows(queries="last")]  # fmt: skip
+    mass = ask.Mass(["bos", "needle", "generated"])
+    asks = [ask.Entropy(), mass, ask.TopKeys(2), ask.HeadOutput(), ask.Rows(queries="last")]
     trace = model.trace(start, asks, max_new_tokens=8)
     whole = Prompt.from_ids([*start.ids, *trace.tokens[:-1]], {"needle": [4, 5, 6]})
     steps = len(trace.tokens)

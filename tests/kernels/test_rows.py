@@ -39,9 +39,8 @@ def inputs(
         extra["mask"][..., 0] = 0
     if options.get("hidden"):
         extra["hidden"] = torch.rand(batch, h, tk, generator=g) < 0.3
-    return AttentionInputs(
-        q=new(h, tq), k=new(kv_heads, tk), v=new(kv_heads, tk), scale=d**-0.5, causal=causal and "mask" not in extra, **extra
-    )  # fmt: skip
+    q, k, v = new(h, tq), new(kv_heads, tk), new(kv_heads, tk)
+    return AttentionInputs(q, k, v, scale=d**-0.5, causal=causal and "mask" not in extra, **extra)
 
 
 def double(inp: AttentionInputs) -> AttentionInputs:
@@ -160,7 +159,8 @@ def test_sweep_takes_every_precision(dtype, way):
     seed=st.integers(0, 1000),
 )
 def test_sweep_property(group, kv_heads, tk, ahead, d, options, causal, seed):
-    check(inputs(batch=1, group=group, kv_heads=kv_heads, tq=max(1, tk - ahead), tk=tk, d=d, causal=causal, seed=seed, **options))  # fmt: skip
+    shape = {"batch": 1, "group": group, "kv_heads": kv_heads, "tq": max(1, tk - ahead), "tk": tk, "d": d}
+    check(inputs(**shape, causal=causal, seed=seed, **options))
 
 
 def test_rows_that_see_nothing_are_zero(way):
