@@ -206,8 +206,8 @@ def check_finite(model: Model, output: Tensor) -> None:
     """Raise WeightsError if logits, or final hidden states, are not finite at the last position."""
     if not bool(torch.isfinite(output[:, -1]).all()):
         raise WeightsError(
-            f"{model.name} gives an output that is not finite. Its weights may be damaged, or {model.dtype} too narrow: "
-            "try dtype='float32'."
+            f"{model.name} gives an output that is not finite. Its weights may be damaged, or {model.dtype} too "
+            "narrow: try dtype='float32'."
         )
 
 
