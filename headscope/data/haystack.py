@@ -96,7 +96,8 @@ def fill(
 def _sized(stream: Iterator[str], tokenizer: Any, batch: int = 64) -> Iterator[tuple[str, int]]:
     """Pair sentences with their number of tokens, a batch at a time because tokenizers like that."""
     while some := list(islice(stream, batch)):
-        found = tokenizer(some, add_special_tokens=False)["input_ids"]
+        # White space stands before words in most vocabularies, so that is where its tokens are counted.
+        found = tokenizer([f" {sentence.rstrip()}" for sentence in some], add_special_tokens=False)["input_ids"]
         yield from zip(some, map(len, found), strict=True)
 
 

@@ -17,18 +17,25 @@ from typing import Any, ClassVar
 from headscope.data.answers import Fact, fact, sources, telling, words
 from headscope.data.dataset import DataSet, needs_tokenizer, positive
 from headscope.data.haystack import FolderText, GeneratedProse, Haystack, fill, split_at
-from headscope.errors import DataError
+from headscope.errors import DataError, PromptError
 
 CHAT = (
     "Read the text and answer the question after it.\n\n{haystack}{needle}{haystack}\n\n"
     "Question: {question}\nAnswer in a few words, taken from the text."
 )
-BASE = "{haystack}{needle}{haystack}\n\nQuestion: {question}\nAnswer:"
+BASE = (
+    "A visitor came to the door with a basket of pears.\n\n{haystack}{needle}{haystack}\n\n"
+    "Question: What did the visitor at the door have?\nAnswer: The visitor had a basket of pears.\n\n"
+    "Question: {question}\nAnswer:"
+)
+"""For models that were not trained to answer, one answer is shown: without it few small ones say anything."""
 PREAMBLE = 24
 """New tokens that a model may spend beside the answer's own."""
 BUDGET = 2048
 """Longest prompt by default: what ranks a small model within minutes on two cores."""
 LEAST_HAYSTACK = 32
+CLOSE = 6
+"""A prompt this many tokens short of its length is long enough."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +144,7 @@ def needles(
     places = _depths(depths)
     cells = _cells(n, grid, places, Random(f"needles/{seed}/grid"))
     samples = [
-        _sample(model, i, facts[i], stack, cells[i], frames[i], rooms[i], chat, Random(f"needles/{seed}/{i}"))
-        for i in range(n)
+        _sample(model, i, facts[i], stack, cells[i], frames[i], rooms[i], chat, f"needles/{seed}/{i}") for i in range(n)
     ]
     parameters = {
         "n": n,
@@ -172,7 +178,10 @@ def _cells(n: int, lengths: list[int], depths: list[float], rng: Random) -> list
 def _frame(model: Any, found: Fact, chat: bool) -> int:
     """Tokens of a prompt without haystack."""
     template = (CHAT if chat else BASE).replace("{haystack}", "")
-    return len(model.prompt(template, chat=chat, needle=found.needle, question=found.question))
+    try:
+        return len(model.prompt(template, chat=chat, needle=found.needle, question=found.question))
+    except PromptError as error:
+        raise DataError(f"A needle and its question do not fit this model, even without a haystack: {error}") from error
 
 
 def _room(tokenizer: Any, found: Fact) -> int:
@@ -188,12 +197,15 @@ def _sample(
     frame: int,
     room: int,
     chat: bool,
-    rng: Random,
+    seed: str,
 ) -> NeedleSample:
     length, depth = cell
-    budget = length - frame
-    while True:
-        pieces, sizes = fill(stack, model.tokenizer, Random(rng.getrandbits(64)), budget, telling(found.answer))
+    budget, best, shortest = length - frame, None, length
+    # Tokens of the parts do not add up exactly to those of the whole: correct the budget by what came out.
+    for attempt in range(8):
+        pieces, sizes = fill(stack, model.tokenizer, Random(seed), budget, telling(found.answer))
+        if not pieces:
+            break
         split = split_at(sizes, depth)
         sample = NeedleSample(
             id=f"needle-{index:04d}-{found.source}-{length}-{depth:.2f}",
@@ -207,17 +219,18 @@ def _sample(
             max_new_tokens=room,
             factors={"length": length, "depth": depth},
         )
-        # Tokens of the parts do not add up exactly to those of the whole, where they meet.
-        excess = len(sample.prompt(model)) - length if pieces else 0
-        if excess <= 0:
+        short = length - len(sample.prompt(model))
+        if 0 <= short < shortest:
+            best, shortest = sample, short
+        if 0 <= short <= CLOSE:
             break
-        budget -= excess
-    if not pieces:
+        budget = sum(sizes) + short - (attempt if short < 0 else 0)
+    if best is None:
         raise DataError(
             f"No sentence of {stack.name} fits between a prompt of {frame} tokens and the length of {length}. "
             "Ask for longer contexts."
         )
-    return sample
+    return best
 
 
 def _lengths(lengths: Sequence[int] | None, least: int, room: int | None) -> list[int]:

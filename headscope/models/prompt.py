@@ -67,8 +67,15 @@ class Prompt:
         return self.regions[name]
 
     def region_text(self, name: str) -> str:
-        """Text of a region's tokens, in order."""
-        return "".join(self.pieces[i] for i in self.positions(name))
+        """Text that a region's tokens stand for; a character that was split into several tokens comes once."""
+        out, reached, last = "", 0, -1
+        for i in self.positions(name):
+            start, end = self.offsets[i]
+            # Tokenizers may leave the space between two words to neither.
+            gap = last == i - 1 and self.text[reached:start].isspace()
+            out += self.text[reached if gap else max(start, reached) : end]
+            reached, last = max(reached, end), i
+        return out
 
     def find(self, substring: str, occurrence: int | None = None, *, within: str | None = None) -> tuple[int, ...]:
         """Token positions of a piece of the text.
