@@ -84,6 +84,8 @@ class Agreement:
         One row per pair: a, b, and the fields of ``Overlap`` for the selected heads.
     left_out
         Labels of rankings whose heads differ, which cannot be compared head by head.
+    unscored
+        Labels of rankings in which no head has a score.
     """
 
     labels: tuple[str, ...]
@@ -91,6 +93,7 @@ class Agreement:
     kendall: NDArray[np.float64]
     overlaps: pd.DataFrame
     left_out: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = ()
 
 
 def labels(scores: Sequence[HeadScores]) -> list[str]:
@@ -192,15 +195,16 @@ def overlap(a: Collection[Head], b: Collection[Head], total: int) -> Overlap:
 
 
 def agreement(scores: Sequence[HeadScores]) -> Agreement | None:
-    """Agreement of all rankings that have the same heads as the first; None if there is nothing to compare.
+    """Agreement of all rankings that have scores, for the same heads as the first; None if there is nothing to compare.
 
     Kendall and Spearman correlations here carry no interval; ``compare`` gives one for a pair.
     """
     names = labels(scores)
-    if not scores:
+    scored = [i for i, item in enumerate(scores) if item.table["score"].notna().any()]
+    if not scored:
         return None
-    layout = heads_of(scores[0])
-    kept = [i for i, item in enumerate(scores) if heads_of(item) == layout]
+    layout = heads_of(scores[scored[0]])
+    kept = [i for i in scored if heads_of(scores[i]) == layout]
     if len(kept) < 2:
         return None
     values = [scores[i].table["score"].to_numpy(dtype=np.float64) for i in kept]
@@ -213,9 +217,10 @@ def agreement(scores: Sequence[HeadScores]) -> Agreement | None:
         for j in kept[row + 1 :]:
             shared = overlap(scores[i].selected, scores[j].selected, len(layout))
             rows.append({"a": names[i], "b": names[j], **vars(shared)})
-    left_out = tuple(name for i, name in enumerate(names) if i not in kept)
+    left_out = tuple(names[i] for i in scored if i not in kept)
+    unscored = tuple(name for i, name in enumerate(names) if i not in scored)
     kept_names = tuple(names[i] for i in kept)
-    return Agreement(kept_names, matrices["spearman"], matrices["kendall"], pd.DataFrame(rows), left_out)
+    return Agreement(kept_names, matrices["spearman"], matrices["kendall"], pd.DataFrame(rows), left_out, unscored)
 
 
 def _correlate(x: NDArray[np.float64], y: NDArray[np.float64], method: str) -> float:

@@ -174,7 +174,7 @@ def table(frame: pd.DataFrame, caption: str, limit: int = 200, *, folded: bool =
     columns: dict[str, tuple[bool, list[Cell]]] = {}
     for name in map(str, frame.columns):
         number_like = frame[name].dtype.kind in "iuf"
-        columns[name] = (number_like, _column(shown[name]))
+        columns[name] = (number_like, column(shown[name]))
     if {"layer", "head"} <= set(columns) and columns["layer"][0] and columns["head"][0]:
         pairs = zip(shown["layer"].tolist(), shown["head"].tolist(), strict=True)
         columns["head"] = (False, [Cell(head_name(a, b), float(a * 10_000 + b)) for a, b in pairs])
@@ -184,7 +184,8 @@ def table(frame: pd.DataFrame, caption: str, limit: int = 200, *, folded: bool =
     return Table(headings, tuple(n for n, _ in columns.values()), rows, caption, max(0, len(frame) - limit), folded)
 
 
-def _column(values: pd.Series[Any]) -> list[Cell]:
+def column(values: pd.Series[Any]) -> list[Cell]:
+    """Write a whole column; shares that are not round get three decimals each, so that they line up."""
     name = str(values.name)
     if values.dtype.kind == "f" and not name.endswith("_value"):
         known = values.dropna()
@@ -193,7 +194,7 @@ def _column(values: pd.Series[Any]) -> list[Cell]:
     return [cell(value, name) for value in values.tolist()]
 
 
-def cell(value: Any, column: str = "") -> Cell:
+def cell(value: Any, name: str = "") -> Cell:
     """Write one value the way its column asks for."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -203,12 +204,12 @@ def cell(value: Any, column: str = "") -> Cell:
         return Cell("yes" if value else "no", float(value))
     if isinstance(value, int):
         # Indices are names, not amounts: no thousands separator.
-        return Cell(str(value) if column in ("layer", "head", "dimension", "key", "query") else number(value), value)
+        return Cell(str(value) if name in ("layer", "head", "dimension", "key", "query") else number(value), value)
     if isinstance(value, float):
-        if column in ("p_value", "q_value"):
+        if name in ("p_value", "q_value"):
             return Cell(p_value(value), value)
         return Cell(number(int(value)) if value.is_integer() and abs(value) >= 10 else number(value), value)
-    return Cell(visible(value) if "token" in column else str(value), str(value))
+    return Cell(visible(value) if "token" in name else str(value), str(value))
 
 
 def score_cell(value: float) -> Cell:

@@ -38,6 +38,8 @@ def agreement_section(scores: Sequence[HeadScores]) -> Section | None:
     ]
     if found.left_out:
         parts.append(blocks.Text(f"Not compared, because the model has other heads: {words.joined(found.left_out)}."))
+    if found.unscored:
+        parts.append(blocks.Text(f"Not compared, because no head has a score: {words.joined(found.unscored)}."))
     return Section("agreement", "Agreement between probes", tuple(parts))
 
 

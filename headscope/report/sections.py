@@ -94,13 +94,13 @@ def _removal(scores: HeadScores, key: str) -> list[Block]:
     dose = scores.details.get("dose")
     if dose is None or dose.empty:
         return []
-    found: list[Block] = []
     splits = [name for name in ("metric", "ablation") if name in dose.columns]
-    groups = dose.groupby(splits, sort=False) if splits else [((), dose)]
+    groups = list(dose.groupby(splits, sort=False)) if splits else [((), dose)]
+    found: list[Block] = [block for _, part in groups for block in _text(words.dose_sentence(part))]
     for names, part in groups:
         caption = " · ".join(f"{split}: {name}" for split, name in zip(splits, names, strict=True))
-        found += _text(words.dose_sentence(part))
-        found.append(blocks.Picture(figures.dose_response(part), f"{caption}. Controls: {_controls(part)}."))
+        caption = f"{caption}. Controls: {_controls(part)}."
+        found.append(blocks.Picture(figures.dose_response(part), caption, half=len(groups) > 1))
     summary = dose.dropna(subset=["value"]).groupby([*splits, "k", "kind"], sort=False)["value"]
     table = summary.agg(mean="mean", lowest="min", highest="max", runs="size").reset_index()
     constant = [name for name in splits if table[name].nunique() == 1]
@@ -121,15 +121,13 @@ def _conditions(scores: HeadScores, key: str) -> list[Block]:
     frame = scores.details.get("by_factor")
     if frame is None or frame.empty or "score" not in frame or not figures.factors_of(frame):
         return []
-    found: list[Block] = []
+    if len(frame) < 2 or not frame["score"].notna().any():
+        return []
     factors = figures.factors_of(frame)
-    drawn = bool(frame["score"].notna().any()) and len(frame) > 1
-    if drawn:
-        over = "selected heads" if scores.selected else "all heads"
-        found.append(
-            blocks.Picture(figures.by_factor(frame), f"Mean score over {over} by {words.joined(factors[:2])}.")
-        )
-    return [*found, blocks.table(frame, f"Mean score by {words.joined(factors)}, as numbers", folded=drawn)]
+    over = "selected heads" if scores.selected else "all heads"
+    caption = f"Mean score over {over} by {words.joined(factors[:2])}."
+    table = blocks.table(frame, f"Mean score by {words.joined(factors)}, as numbers", folded=True)
+    return [blocks.Picture(figures.by_factor(frame), caption), table]
 
 
 def _activation(scores: HeadScores, key: str) -> list[Block]:
@@ -234,6 +232,7 @@ def _all_heads(scores: HeadScores, key: str) -> list[Block]:
         *({"null_mean": "null", "p_value": "p", "q_value": "q"}[c] for c in shown),
     )
     columns = (*columns, "selected", *(name.replace("_", " ") for name in extras))
+    written = [blocks.column(ranked[name]) for name in extras]
     low, high = _bounds(ranked)
     rows = []
     for rank, row in enumerate(ranked.to_dict("records"), start=1):
@@ -247,7 +246,7 @@ def _all_heads(scores: HeadScores, key: str) -> list[Block]:
             blocks.cell(row["n"]),
             *(_statistic(column, row[column]) for column in shown),
             Cell("yes" if row["selected"] else "", float(row["selected"])),
-            *(blocks.cell(row[column], column) for column in extras),
+            *(column[rank - 1] for column in written),
         ]
         marks = {
             mark: round(100 * (row[column] - low) / (high - low), 2)

@@ -131,7 +131,7 @@ def _row(part: pd.DataFrame) -> Row:
     query = int(part["query"].iloc[0]) if len(part) else -1
     pieces = tuple(_pieces([token for token in tokens if token.position in shown], tokens, query))
     word = visible(part["query_token"].iloc[0]) if len(part) else ""
-    return Row(query, word, pieces, tuple(best[:3]))
+    return Row(query, word, pieces, tuple(token for token in best[:3] if token.weight >= LEAST))
 
 
 def _pieces(shown: list[Token], tokens: list[Token], query: int) -> Iterator[Token | Gap]:

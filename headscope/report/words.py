@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from headscope.errors import HeadscopeError
 from headscope.report.numbers import head_name, interval, number, p_value, percent, plural
 
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ def dose_sentence(dose: pd.DataFrame) -> str:
         )
         p = top.loc[top["k"] == k, "p_value"].dropna() if "p_value" in top else top["k"].iloc[:0]
         if len(p):
-            text += f" Controls doing as much damage, with one added to both counts: p = {p_value(float(p.iloc[0]))}."
+            as_much = round(float(p.iloc[0]) * (len(controls) + 1)) - 1
+            did = f"{number(as_much)} of {plural(len(controls), 'control')} did as much damage"
+            text += f" {did} (p = {p_value(float(p.iloc[0]))})."
         elif beyond == len(controls):
             text += f" The best heads lie outside all {number(len(controls))} controls."
         else:
@@ -165,27 +167,13 @@ def reproduce(scores: HeadScores) -> list[tuple[str, str]]:
     model = source.get("model", {}).get("source") or source.get("model", {}).get("name")
     if not model or scores.probe not in PROBES:
         return []
-    data = source.get("data", {})
-    seed = source.get("seed", 0)
-    command = ["headscope", "rank", scores.probe, "--model", _quoted(str(model))]
-    if isinstance(data.get("n"), int):
-        command += ["--n", str(data["n"])]
-    command += ["--seed", str(seed), "--out", f"runs/{scores.probe}"]
-    given = source.get("command")
-    lines = [("Command line", str(given) if given else " ".join(command))]
-
-    name = PROBES[scores.probe][1]
-    try:
-        defaults = find(scores.probe).parameters()
-    except (HeadscopeError, ImportError):
-        defaults = {}
+    data, seed = source.get("data", {}), source.get("seed", 0)
+    name, defaults = PROBES[scores.probe][1], find(scores.probe).parameters()
     changed = {key: value for key, value in source.get("parameters", {}).items() if defaults.get(key, value) != value}
+    # The command line has no option for a probe's own parameters.
+    lines = [] if changed else [("Command line", _command(scores, str(model), data, seed))]
     arguments = ", ".join(f"{key}={value!r}" for key, value in changed.items())
-    kind = {"retrieval": "needles", "sinks": "texts", "sink-tokens": "texts"}.get(scores.probe, "repeats")
-    parameters = data.get("parameters")
-    made = [f"n={data['n']}"] if isinstance(data.get("n"), int) else []
-    if isinstance(parameters, Mapping):
-        made = [f"{key}={value!r}" for key, value in parameters.items() if str(key).isidentifier()]
+    kind, made = _data_call(scores.probe, data)
     python = [
         "import headscope as hs",
         "",
@@ -215,6 +203,45 @@ def joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
 
 
+def _command(scores: HeadScores, model: str, data: Mapping[str, Any], seed: Any) -> str:
+    parameters = data.get("parameters") or {}
+    command = ["headscope", "rank", scores.probe, "--model", shlex.quote(model)]
+    if isinstance(data.get("n"), int):
+        command += ["--n", str(data["n"])]
+    if isinstance(parameters.get("lengths"), (list, tuple)):
+        command += ["--lengths", ",".join(map(str, parameters["lengths"]))]
+    elif isinstance(parameters.get("length"), int):
+        command += ["--length", str(parameters["length"])]
+    if scores.provenance.get("dtype", "float32") != "float32":
+        command += ["--dtype", shlex.quote(str(scores.provenance["dtype"]))]
+    dose = scores.details.get("dose")
+    if dose is None or dose.empty:
+        command.append("--no-verify")
+    elif {"kind", "k", "ablation"} <= set(dose.columns):
+        controls = dose[dose["kind"] == "control"].drop_duplicates([*({"k", "replicate"} & set(dose.columns))])
+        most = controls.groupby("k").size().max() if len(controls) else 1
+        command += ["--ablation", str(dose["ablation"].iloc[0]), "--controls", str(int(most))]
+    return " ".join([*command, "--seed", str(seed), "--out", f"runs/{scores.probe}"])
+
+
+def _data_call(probe: str, data: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Name of the function that made the data, and its arguments, as far as it takes what was recorded."""
+    import inspect
+
+    import headscope.data
+    from headscope.probes.registry import find
+
+    kind = find(probe).data
+    known = inspect.signature(getattr(headscope.data, kind)).parameters
+    recorded = {"n": data.get("n"), **(data.get("parameters") or {})}
+    given = {
+        name: value
+        for name, value in recorded.items()
+        if name in known and value is not None and value != known[name].default and value != "generated prose"
+    }
+    return kind, [f"{name}={value!r}" for name, value in given.items()]
+
+
 def _singular(phrase: str) -> str:
     verb, _, rest = phrase.partition(" ")
     return f"{ {'copy': 'copies', 'pass': 'passes'}.get(verb, verb + 's') } {rest}"
@@ -230,9 +257,3 @@ def _flat(name: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value):
         return [(name, ", ".join(str(item) for item in value) or "none")]
     return [(name, json.dumps(value, ensure_ascii=False, default=str))]
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)

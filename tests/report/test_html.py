@@ -143,7 +143,11 @@ def test_every_detail_has_its_section(page: Reader) -> None:
     assert "21 of 270 heads (7.8\u202f%) of smollm2-135m copy the answer" in page.words
     assert "With the 20 best heads removed, recall of the answer is 0.06, against 0.91 with all heads" in page.words
     assert page.words.count("same direction") == 3
-    assert "headscope rank retrieval --model smollm2-135m --n 60 --seed 0" in page.words
+    assert (
+        "headscope rank retrieval --model smollm2-135m --n 60 --lengths 512,1024,2048 --ablation mean --controls 20 "
+        "--seed 0 --out runs/retrieval"
+    ) in page.words
+    assert "data = hs.data.needles(model, lengths=[512, 1024, 2048])" in page.words
     assert "93efa2f097d58c2a74874c7e644dbc9b0cee75a2" in page.words
 
 
@@ -178,6 +182,30 @@ def test_others_are_compared_with_it(full: HeadScores, make: Make, tmp_path: Pat
     page = read(full.report(tmp_path / "r.html", others=[make("sinks"), make(layers=2, heads=2, model="tiny")]))
     assert "Agreement between probes" in page.words
     assert "Not compared, because the model has other heads" in page.words
+
+
+def test_rankings_without_scores_are_named_not_compared(full: HeadScores, make: Make, tmp_path: Path) -> None:
+    table = make("echo", details=False).table.assign(score=np.nan, selected=False)
+    nothing = HeadScores(table, "echo", full.provenance)
+    page = read(write_combined([nothing, full, make("sinks", details=False)], tmp_path / "r.html"))
+    assert "Not compared, because no head has a score: echo." in page.words
+    assert "1 pair of rankings" in page.words
+    assert "Agreement" not in read(write_combined([nothing, full], tmp_path / "s.html")).words
+
+
+def test_parameters_that_the_command_line_lacks_are_given_in_python(make: Make, tmp_path: Path) -> None:
+    scores = make(details=False)
+    provenance = {**scores.provenance, "parameters": {"threshold": 0.25}}
+    page = read(write_report(HeadScores(scores.table, "retrieval", provenance), tmp_path / "r.html"))
+    assert "RetrievalHeads(threshold=0.25)" in page.words
+    assert "headscope rank" not in page.words
+
+
+def test_removal_says_how_many_controls_did_as_much(full: HeadScores, tmp_path: Path) -> None:
+    dose = full.details["dose"].assign(p_value=np.nan, ci_low=np.nan, ci_high=np.nan)
+    dose.loc[dose["kind"] == "top", "p_value"] = 3 / 21
+    page = read(write_report(full.with_details(dose=dose), tmp_path / "r.html"))
+    assert "2 of 20 controls did as much damage (p = 0.143)." in page.words
 
 
 def test_one_result_is_no_combination(make: Make, tmp_path: Path) -> None:
