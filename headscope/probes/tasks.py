@@ -164,8 +164,9 @@ def _answer(model: Any, sample: Any) -> list[float]:
 
     prompt = sample.prompt(model)
     ids = answer_ids(model, prompt, sample.answer)
-    # Only the rows that predict the answer are unembedded, and the edits meet prefill and decode alike.
-    logits = model.trace(prompt, teacher=ids).logits[0].double()
+    # One pass over prompt and answer; only the rows that predict the answer are unembedded.
+    forced = model.prompt_from_ids([*prompt.ids, *ids[:-1]], {"needle": prompt.regions["needle"]})
+    logits = model.run(forced, logits=len(ids)).logits[0].cpu().double()
     gold = torch.tensor(ids)
     right = torch.log_softmax(logits, dim=-1).gather(1, gold[:, None])
     return [float(right.mean()), float((logits.argmax(dim=-1) == gold).all())]
