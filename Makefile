@@ -71,7 +71,7 @@ bench: $(VENV)/.test weights
 	$(BIN)/headscope bench capture --lengths 512,2048,8192
 
 docs: $(VENV)/.test
-	$(BIN)/python -m docs.build
+	$(BIN)/python scripts/families_table.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

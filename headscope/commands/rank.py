@@ -143,7 +143,7 @@ def rank(
 
         torch.set_num_threads(threads)
     with err().status(f"Loading {model}"):
-        from headscope.models import load
+        from headscope.models.load import load
 
         loaded = load(model, device=device, dtype=dtype.value, revision=revision)
     with err().status("Making data"):
