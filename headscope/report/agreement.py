@@ -19,6 +19,7 @@ Head = tuple[int, int]
 METHODS = ("spearman", "kendall")
 DRAWS = 500
 MIN_CLUSTERS = 5
+TOP = 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Agreement:
     spearman, kendall
         Matrices (rankings, rankings).
     overlaps
-        One row per pair: a, b, and the fields of ``Overlap`` for the selected heads.
+        One row per pair: a, b, the fields of ``Overlap`` for the selected heads, and for the ``TOP`` best heads of
+        both, top_shared, top_expected, top_p_value.
     left_out
         Labels of rankings whose heads differ, which cannot be compared head by head.
     unscored
@@ -216,7 +218,10 @@ def agreement(scores: Sequence[HeadScores]) -> Agreement | None:
     for row, i in enumerate(kept):
         for j in kept[row + 1 :]:
             shared = overlap(scores[i].selected, scores[j].selected, len(layout))
-            rows.append({"a": names[i], "b": names[j], **vars(shared)})
+            k = min(TOP, len(layout))
+            best = overlap(scores[i].top(k), scores[j].top(k), len(layout))
+            top = {"top_shared": best.shared, "top_expected": best.expected, "top_p_value": best.p_value}
+            rows.append({"a": names[i], "b": names[j], **vars(shared), **top})
     left_out = tuple(names[i] for i in scored if i not in kept)
     unscored = tuple(name for i, name in enumerate(names) if i not in scored)
     kept_names = tuple(names[i] for i in kept)

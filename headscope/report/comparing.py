@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from headscope.report import blocks, figures, words
-from headscope.report.agreement import Agreement, agreement, labels
+from headscope.report.agreement import TOP, Agreement, agreement, labels
 from headscope.report.blocks import Block, Part, Section
 from headscope.report.numbers import fixed, interval, number, plural
 
@@ -91,12 +91,16 @@ def _comparison_headline(found: Comparison) -> str:
 
 
 def _agreement_text(found: Agreement) -> str:
-    clear = found.overlaps[found.overlaps["p_value"] < 0.05]
+    clear = found.overlaps[found.overlaps["top_p_value"] < 0.05]
     text = f"{plural(len(found.overlaps), 'pair')} of rankings over the same heads. "
     if clear.empty:
-        return text + "No pair shares more selected heads than chance would at p\u202f<\u202f0.05."
-    pairs = [f"{a} and {b} ({shared})" for a, b, shared in zip(clear["a"], clear["b"], clear["shared"], strict=True)]
-    return text + f"More selected heads are shared than by chance (p\u202f<\u202f0.05) between {words.joined(pairs)}."
+        return text + f"No pair shares more of its {TOP} best heads than chance would at p\u202f<\u202f0.05."
+    pairs = [
+        f"{a} and {b} ({shared})" for a, b, shared in zip(clear["a"], clear["b"], clear["top_shared"], strict=True)
+    ]
+    return (
+        text + f"More of the {TOP} best heads are shared than by chance (p\u202f<\u202f0.05) by {words.joined(pairs)}."
+    )
 
 
 def _overlap_table(found: Agreement) -> blocks.Table:
@@ -104,21 +108,24 @@ def _overlap_table(found: Agreement) -> blocks.Table:
     index = {name: i for i, name in enumerate(found.labels)}
     for name, matrix in (("rho", found.spearman), ("tau", found.kendall)):
         frame[name] = [matrix[index[a], index[b]] for a, b in zip(frame["a"], frame["b"], strict=True)]
-    columns = [
-        "a",
-        "b",
-        "rho",
-        "tau",
-        "size_a",
-        "size_b",
-        "shared",
-        "expected",
-        "jaccard",
-        "expected_jaccard",
-        "p_value",
-    ]
+    names = {
+        "a": "a",
+        "b": "b",
+        "rho": "ρ",
+        "tau": "τ",
+        "top_shared": f"top {TOP} shared",
+        "top_expected": "by chance",
+        "top_p_value": "p of that",
+        "size_a": "selected a",
+        "size_b": "selected b",
+        "shared": "both",
+        "expected": "expected",
+        "jaccard": "Jaccard",
+        "expected_jaccard": "expected Jaccard",
+        "p_value": "p_value",
+    }
     caption = (
-        "Rank correlation over all heads (ρ Spearman, τ Kendall) and overlap of the selected heads; "
-        "expected: two random sets of these sizes; p: hypergeometric."
+        f"Rank correlation of all heads (ρ Spearman, τ Kendall), and heads shared by the {TOP} best and by the "
+        "selected ones, beside what two random sets of these sizes share (hypergeometric)."
     )
-    return blocks.table(frame[columns].rename(columns={"rho": "ρ", "tau": "τ"}), caption)
+    return blocks.table(frame[list(names)].rename(columns=names), caption)

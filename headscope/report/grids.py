@@ -95,6 +95,7 @@ def _dots(frame: pd.DataFrame, factor: str, title: str) -> go.Figure:
             y=table["score"],
             customdata=table["n"],
             mode="markers+lines",
+            connectgaps=True,
             line={"color": LIGHT["accent"], "width": 1.5},
             marker={"size": 9},
             hovertemplate=f"{html.escape(factor)} %{{x}}<br>score %{{y:.3g}}<br>n = %{{customdata}}<extra></extra>",

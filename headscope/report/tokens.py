@@ -82,7 +82,7 @@ def clean(text: str) -> str:
     )
 
 
-def readings(samples: pd.DataFrame, *, limit: int = 20, queries: int = 4) -> tuple[list[Reading], int]:
+def readings(samples: pd.DataFrame, *, limit: int = 25, queries: int = 4) -> tuple[list[Reading], int]:
     """Group rows of ``details["samples"]`` into readings.
 
     Parameters

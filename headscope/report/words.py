@@ -64,7 +64,9 @@ def headline(scores: HeadScores) -> str:
     if not scores.table["score"].notna().any():
         return f"No head of {model_of(scores)} has a score{on}: no sample counted."
     if not chosen:
-        return f"None of the {plural(total, 'head')} of {model_of(scores)} {_singular(what)}{on}."
+        # A head may do it and yet not pass, for want of samples: say no more than was found.
+        kind = title_of(scores).lower()
+        return f"None of the {plural(total, 'head')} of {model_of(scores)} passes the rule for {kind}{on}."
     verb = _singular(what) if chosen == 1 else what
     return f"{number(chosen)} of {plural(total, 'head')} ({percent(chosen / total)}) of {model_of(scores)} {verb}{on}."
 
