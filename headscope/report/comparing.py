@@ -95,9 +95,7 @@ def _agreement_text(found: Agreement) -> str:
     text = f"{plural(len(found.overlaps), 'pair')} of rankings over the same heads. "
     if clear.empty:
         return text + f"No pair shares more of its {TOP} best heads than chance would at p\u202f<\u202f0.05."
-    pairs = [
-        f"{a} and {b} ({shared})" for a, b, shared in zip(clear["a"], clear["b"], clear["top_shared"], strict=True)
-    ]
+    pairs = [f"{a} × {b} ({shared})" for a, b, shared in zip(clear["a"], clear["b"], clear["top_shared"], strict=True)]
     return (
         text + f"More of the {TOP} best heads are shared than by chance (p\u202f<\u202f0.05) by {words.joined(pairs)}."
     )

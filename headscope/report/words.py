@@ -166,7 +166,10 @@ def reproduce(scores: HeadScores) -> list[tuple[str, str]]:
     from headscope.probes.registry import PROBES, find
 
     source = scores.provenance
-    model = source.get("model", {}).get("source") or source.get("model", {}).get("name")
+    # A model that came in a package is loaded by its short name.
+    described = source.get("model", {})
+    origin = str(described.get("source") or "")
+    model = described.get("name") if not origin or origin.startswith("package:") else origin
     if not model or scores.probe not in PROBES:
         return []
     data, seed = source.get("data", {}), source.get("seed", 0)

@@ -201,6 +201,16 @@ def test_parameters_that_the_command_line_lacks_are_given_in_python(make: Make, 
     assert "headscope rank" not in page.words
 
 
+def test_a_model_from_a_package_is_loaded_by_its_name(make: Make, tmp_path: Path) -> None:
+    scores = make(details=False)
+    model = {**scores.provenance["model"], "source": "package:some-wheel==1.0"}
+    page = read(
+        write_report(HeadScores(scores.table, "retrieval", {**scores.provenance, "model": model}), tmp_path / "r")
+    )
+    assert "--model smollm2-135m" in page.words
+    assert "hs.load('smollm2-135m')" in page.words
+
+
 def test_removal_says_how_many_controls_did_as_much(full: HeadScores, tmp_path: Path) -> None:
     dose = full.details["dose"].assign(p_value=np.nan, ci_low=np.nan, ci_high=np.nan)
     dose.loc[dose["kind"] == "top", "p_value"] = 3 / 21

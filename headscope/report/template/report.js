@@ -20,7 +20,8 @@
     return value;
   }
 
-  function fit(layout) {
+  function fit(figure) {
+    const layout = figure.layout;
     layout.margin = Object.assign({}, layout.template.layout.margin, layout.margin);
     if (!narrow.matches) return layout;
     const across = layout.xaxis;
@@ -30,11 +31,13 @@
     layout.margin.l = 34;
     layout.margin.r = 6;
     layout.font = Object.assign({}, layout.font, { size: 11 });
-    if (layout.coloraxis) {
+    if (layout.coloraxis && figure.data.some((trace) => trace.mode === "text")) {
+      layout.coloraxis.showscale = false;
+    } else if (layout.coloraxis) {
       // The colour bar lies over the map instead of taking width from it.
       layout.margin.t = Math.max(layout.margin.t, 52);
       layout.coloraxis.colorbar = { orientation: "h", thickness: 8, len: 0.7, lenmode: "fraction",
-        x: 0, xanchor: "left", y: 1, yanchor: "bottom", ypad: layout.xaxis && layout.xaxis.side === "top" ? 34 : 4,
+        x: 0, xanchor: "left", y: 1, yanchor: "bottom", ypad: 4,
         outlinewidth: 0, tickfont: { size: 10 } };
     }
     return layout;
@@ -43,7 +46,7 @@
   function draw(plot) {
     let figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
     if (night.matches && !printing) figure = recolour(figure);
-    const layout = fit(figure.layout);
+    const layout = fit(figure);
     if (touch.matches || narrow.matches) layout.dragmode = false;
     const config = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d"] };
