@@ -172,12 +172,12 @@ def _answer(model: Any, sample: Any) -> list[float]:
     return [float(right.mean()), float((logits.argmax(dim=-1) == gold).all())]
 
 
-def _losses(model: Any, prompt: Prompt) -> tuple[Any, Any]:
-    """Loss and success of predicting token 1, 2, … of the prompt: (T − 1,) each."""
+def _losses(model: Any, prompt: Prompt, start: int = 1) -> tuple[Any, Any]:
+    """Loss and success of predicting tokens ``start`` and on of the prompt: (T − start,) each."""
     import torch
 
-    logits = model.run(prompt, logits=True).logits[0, :-1].cpu()
-    gold = torch.tensor(prompt.ids[1:])
+    gold = torch.tensor(prompt.ids[start:])
+    logits = model.run(prompt, logits=len(gold) + 1).logits[0, :-1].cpu()
     loss = torch.nn.functional.cross_entropy(logits.float(), gold, reduction="none").double()
     return loss, (logits.argmax(dim=-1) == gold).double()
 
@@ -191,7 +191,6 @@ def _text(model: Any, sample: Any) -> list[float]:
 
 def _repeat(model: Any, sample: Any) -> list[float]:
     prompt = sample.prompt(model)
-    loss, hit = _losses(model, prompt)
-    # The first token of the second block comes as a surprise; the loss at index t is that of token t + 1.
-    first = len(prompt) - sample.block * (sample.times - 1)
-    return [float(loss[first:].mean()), float(hit[first:].mean())]
+    # The first token of the second block comes as a surprise.
+    loss, hit = _losses(model, prompt, len(prompt) - sample.block * (sample.times - 1) + 1)
+    return [float(loss.mean()), float(hit.mean())]
