@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.commands.console import JsonOption, emit, err, numbers, progress, quiet_libraries
+from headscope.commands.console import JsonOption, emit, err, numbers, progress, quiet_libraries, share_processors
 from headscope.commands.results import document, show, write
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def rank(
     """
     sizes, steps = numbers(lengths, "--lengths"), numbers(k, "--k")
     quiet_libraries()
+    share_processors()
     from headscope.probes import find
 
     chosen = list({probe.name: probe for probe in map(find, probes)}.values())
