@@ -26,13 +26,10 @@ THREADS = 2
 def cells(lengths: Sequence[int], peers: bool) -> list[dict[str, Any]]:
     """Return the jobs to run."""
     ours = [("SDPA", False), ("nothing asked", False), ("headscope", False), ("headscope", True)]
-    jobs = [
-        _job(*which, length, 7 if length <= 1024 else 3 if length <= 4096 else 1)
-        for length in lengths
-        for which in ours
-    ]
+    # Where a call takes many seconds (0 runs), the first one is the measurement: a warm-up would be lost in it.
+    runs = {length: 7 if length <= 1024 else 3 if length <= 4096 else 0 for length in lengths}
+    jobs = [_job(*which, length, runs[length]) for length in lengths for which in ours]
     if peers:
-        # Where a call takes many seconds, the first one is the measurement: a warm-up would be lost in it.
         others = [(variant, four) for variant in PEERS for four in (False, True)]
         jobs += [_job(*which, length, 3 if length <= 1024 else 0) for length in lengths for which in others]
     return jobs
