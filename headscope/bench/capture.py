@@ -44,7 +44,8 @@ def _job(variant: str, four: bool, length: int, runs: int) -> dict[str, Any]:
         "runs": runs,
         "source": SOURCE,
         "threads": THREADS,
-        "compare": variant != "SDPA",
+        # A TransformerBridge rebuilds the model it wraps, so there is no plain SDPA beside it in its process.
+        "compare": variant not in ("SDPA", "TransformerLens"),
         "memory_limit": limit,
     }
 
@@ -67,10 +68,15 @@ def run_cell(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, "fits": None, "error": last[0]}
 
 
-def ratios(result: dict[str, Any]) -> float | None:
-    """Return the median over runs of variant time / plain SDPA time, pair by pair."""
-    if not result.get("fits") or not result["sdpa"]:
+def ratios(result: dict[str, Any], base: dict[str, Any] | None) -> float | None:
+    """Return the median over runs of variant time / plain SDPA time, pair by pair.
+
+    A variant that has no plain SDPA beside it in its process is held against ``base``, the cell of SDPA.
+    """
+    if not result.get("fits"):
         return None
+    if not result["sdpa"]:
+        return statistics.median(result["seconds"]) / statistics.median(base["seconds"]) if base else None
     pairs: list[float] = [a / b for a, b in zip(result["seconds"], result["sdpa"], strict=True)]
     return statistics.median(pairs)
 
@@ -159,7 +165,7 @@ def table(results: list[dict[str, Any]], length: int) -> Table:
             )
             shown.add_row(label, reason, "", "", "", "", "")
             continue
-        seconds, factor = statistics.median(r["seconds"]), ratios(r)
+        seconds, factor = statistics.median(r["seconds"]), ratios(r, base)
         cells_ = [
             label,
             f"{seconds:.2f}",
@@ -169,7 +175,7 @@ def table(results: list[dict[str, Any]], length: int) -> Table:
         cells_.append("" if base is None else f"{r['peak_bytes'] / base['peak_bytes']:.2f}")
         mine = ours.get(r["four"])
         if r["variant"] in PEERS and mine is not None and factor is not None:
-            own = ratios(mine)
+            own = ratios(mine, base)
             cells_ += [f"{factor / own:.1f}×" if own else "", f"{r['peak_bytes'] / mine['peak_bytes']:.1f}×"]
         else:
             cells_ += ["", ""]
