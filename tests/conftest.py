@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cache of this session's fast tests; a test that fills a cache points HEADSCOPE_CACHE at its own ``tmp_path``."""
+    """Cache of one run of the fast tests; a test that fills a cache points HEADSCOPE_CACHE at its own ``tmp_path``."""
     return tmp_path_factory.mktemp("headscope-cache")
 
 

@@ -8,6 +8,7 @@ C compiler the softmax of a tile is ``rows.c``; elsewhere it is plain PyTorch.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -228,7 +229,9 @@ def _normalise(
 _Found = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
-def _softmax_compiled(kernel, tile: Tensor, limit: Tensor, sink: Tensor | None, *, entropy: bool, best: bool) -> _Found:  # type: ignore[no-untyped-def]
+def _softmax_compiled(
+    kernel: ctypes.CDLL, tile: Tensor, limit: Tensor, sink: Tensor | None, *, entropy: bool, best: bool
+) -> _Found:
     rows, seen = tile.shape
     lse = tile.new_empty(rows)
     ent = tile.new_empty(rows) if entropy else None
