@@ -104,7 +104,7 @@ def rank(
     ] = None,
     trials: Annotated[
         int, typer.Option(min=2, help="Samples on which a removal is measured.", rich_help_panel=REMOVAL)
-    ] = 12,
+    ] = 8,
     dtype: Annotated[
         Precision, typer.Option(help="Precision of the model.", rich_help_panel=MACHINE)
     ] = Precision.float32,

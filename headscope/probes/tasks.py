@@ -108,9 +108,10 @@ def needle_task(data: Any, n: int | None = None) -> Task:
     data
         Samples of kind ``"needles"``.
     n
-        Use this many, evenly spread over the data.
+        Use this many, evenly spread over the shorter half of the contexts: a removal is measured for dozens of
+        sets of heads, and short contexts let it be measured on more sources.
     """
-    return Task("needles", ANSWER, spread(data, n), _answer, _prompt, ("needle",))
+    return Task("needles", ANSWER, spread(_shorter(data, n), n), _answer, _prompt, ("needle",))
 
 
 def repeat_task(data: Any, n: int | None = None) -> Task:
@@ -152,6 +153,15 @@ def spread(data: Any, n: int | None) -> tuple[Any, ...]:
     if n is None or n >= size:
         return tuple(data[i] for i in range(size))
     return tuple(data[i] for i in np.unique(np.linspace(0, size - 1, n).round().astype(int)).tolist())
+
+
+def _shorter(data: Any, n: int | None) -> Any:
+    """Return the half of the samples with the shorter contexts, in the data's order; all where ``n`` needs them."""
+    if n is None or n > len(data) // 2:
+        return data
+    sizes = [sample.factors.get("length", 0) for sample in data]
+    kept = sorted(sorted(range(len(data)), key=lambda i: sizes[i])[: len(data) // 2])
+    return [data[i] for i in kept]
 
 
 def _prompt(model: Any, sample: Any) -> Prompt:

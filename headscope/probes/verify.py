@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+STEPS = (1, 5, 20, 100, 500)
 
 
 def verify(
@@ -54,7 +54,7 @@ def verify(
         What becomes of a removed head: ``"zero"``, ``"mean"``, ``"resample"`` or ``"mask"``; in words in
         ``frame.attrs["notes"]``.
     k
-        How many heads to remove. By default 1, 2, 5, 10, 20 and on until all selected heads are covered, at most
+        How many heads to remove. By default 1, 5, 20 and on (100, 500) until all selected heads are covered, at most
         half of the model's.
     controls
         How many control sets for each k; fewer where fewer different ones exist.

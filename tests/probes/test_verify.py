@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,7 +162,7 @@ def test_samples_are_resampled_differently(scores: HeadScores) -> None:
 
 def test_default_steps_cover_what_is_selected(scores: HeadScores) -> None:
     frame = verify(scores, toy_task(2), Toy(), ablation="zero", controls=1)
-    assert sorted(set(frame["k"])) == [0, 1, 2, 5, 10]
+    assert sorted(set(frame["k"])) == [0, 1, 5]
 
 
 def test_killed_run_resumes_and_more_controls_are_added(scores: HeadScores, tmp_path: Path) -> None:
@@ -338,3 +338,19 @@ def test_tasks_measure_what_the_logits_say() -> None:
     second = losses[prompt.regions["copies"][0] :]  # predictions of the copy's second token and after
     assert len(second) == 9
     assert repeat_task(block).evaluate(plant.model)[0, 0] == pytest.approx(second.mean().item(), rel=1e-5)
+
+
+def test_needles_of_a_removal_lie_in_the_shorter_contexts() -> None:
+    samples = [replace(Sized(), length=length) for length in (8, 2, 4, 6, 1, 3, 7, 5)]
+    assert [sample.length for sample in needle_task(samples, 3).samples] == [2, 1, 3]
+    assert [sample.length for sample in needle_task(samples, 5).samples] == [8, 4, 1, 3, 5]
+    assert len(needle_task(samples).samples) == 8
+
+
+@dataclass(frozen=True)
+class Sized:
+    length: int = 0
+
+    @property
+    def factors(self) -> dict[str, int]:
+        return {"length": self.length}
