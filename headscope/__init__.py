@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headscope import data as data
     from headscope import errors as errors
+    from headscope import interventions as interventions
     from headscope import models as models
     from headscope import probes as probes
     from headscope import report as report
+    from headscope.attention.edits import AttentionEdit as AttentionEdit
     from headscope.attention.edits import HeadEdit as HeadEdit
     from headscope.attention.edits import KnockOut as KnockOut
+    from headscope.attention.edits import LogitEdit as LogitEdit
+    from headscope.attention.edits import NeuronEdit as NeuronEdit
+    from headscope.attention.edits import ResidualEdit as ResidualEdit
     from headscope.attention.requests import QK as QK
     from headscope.attention.requests import Entropy as Entropy
     from headscope.attention.requests import HeadOutput as HeadOutput
@@ -39,10 +44,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "errors", "models", "probes", "report")
+_MODULES = ("data", "errors", "interventions", "models", "probes", "report")
 
 _NAMES = {
-    "headscope.attention.edits": ("HeadEdit", "KnockOut"),
+    "headscope.attention.edits": (
+        "AttentionEdit",
+        "HeadEdit",
+        "KnockOut",
+        "LogitEdit",
+        "NeuronEdit",
+        "ResidualEdit",
+    ),
     "headscope.attention.requests": (
         "QK",
         "Entropy",

@@ -57,13 +57,22 @@ _HARMLESS = frozenset(
 
 @contextlib.contextmanager
 def active(session: Session) -> Iterator[Session]:
-    """Run the block under a session; the one before it comes back afterwards, also after an exception."""
+    """Run the block under a session; the one before it comes back afterwards, also after an exception.
+
+    One session at a time has its hooks in the model: a session inside another takes its place, edits included.
+    """
+    outer = _SESSION.get()
+    if outer is not None:
+        outer.remove()
     token = _SESSION.set(session)
     try:
-        with session.hooks():
-            yield session
+        session.install()
+        yield session
     finally:
+        session.remove()
         _SESSION.reset(token)
+        if outer is not None:
+            outer.install()
 
 
 def attention(
@@ -100,17 +109,35 @@ def attention(
             raise UnsupportedError(
                 "Attention dropout is on while attention is captured or edited: call model.hf.eval()."
             )
-        with torch.no_grad():
-            out = session.attend(site, inp)
-        if out is not None:
-            return out.transpose(1, 2).contiguous(), None
+        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+        answer = session.attend(site, inp, gradients=gradients)
+        if answer.out is not None:
+            return answer.out.transpose(1, 2).contiguous(), None
+        if answer.heads is not None and answer.patch is not None:
+            out = _unedited(module, query, key, value, attention_mask, dropout, scaling, kwargs)
+            # Heads that no edit names keep the output of the fused kernel, bit for bit.
+            return out.index_copy(2, answer.heads, answer.patch.transpose(1, 2).to(out.dtype)), None
+    return _unedited(module, query, key, value, attention_mask, dropout, scaling, kwargs), None
+
+
+def _unedited(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Return the output (B, Tq, H, Dv) of the model as it is: SDPA's wherever SDPA can."""
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         inp = bind(module, query, key, value, attention_mask, scaling, kwargs)
-        return _beyond_sdpa(inp, dropout).transpose(1, 2).contiguous(), None
+        return _beyond_sdpa(inp, dropout).transpose(1, 2).contiguous()
     found: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
-    return found
+    return found[0]
 
 
 def _beyond_sdpa(inp: AttentionInputs, dropout: float) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,33 @@ from torch import Tensor, nn
 from headscope.attention import requests as ask
 from headscope.attention.collect import Collector, blank_rows, collectors, heads_first
 from headscope.attention.context import Context
-from headscope.attention.edits import Edit, HeadEdit, KnockOut
+from headscope.attention.edits import Edit, RowsEdit
+from headscope.attention.edits.call import Call
 from headscope.attention.plan import PLANNERS, Needs
 from headscope.attention.sites import Site, Sites
 from headscope.errors import RequestError, UnsupportedError
+from headscope.kernels import reference
 from headscope.kernels.dispatch import compute
+from headscope.kernels.edits import RowEdit
 from headscope.kernels.inputs import AttentionInputs
 from headscope.kernels.rows import Wants
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What becomes of a layer's output.
+
+    Parameters
+    ----------
+    out
+        The output (B, H, Tq, Dv), where it was computed on the way; None to compute it as ever.
+    heads, patch
+        Heads (n,) whose output is another, and that output (B, n, Tq, Dv).
+    """
+
+    out: Tensor | None = None
+    heads: Tensor | None = None
+    patch: Tensor | None = None
 
 
 class Session:
@@ -37,6 +57,8 @@ class Session:
         Edits in force. They change what is captured: a statistic is that of the edited model.
     contexts
         Context of each stack.
+    memory
+        What edits found in the prefill, for the decoding steps after it.
     """
 
     def __init__(
@@ -45,15 +67,18 @@ class Session:
         requests: Iterable[ask.Request] = (),
         edits: Iterable[Edit] = (),
         contexts: dict[str, Context] | None = None,
+        memory: dict[Hashable, Any] | None = None,
     ) -> None:
         self.sites = sites
-        self.edits = tuple(edits)
+        self.edits = tuple(edit for edit in edits if not edit.neutral)
+        self.memory = {} if memory is None else memory
         self.contexts = contexts or {}
         self.collectors = collectors(requests, sites)
         self.stored: dict[str, dict[int, AttentionInputs]] = {}
         self._calls: dict[int, list[Collector]] = defaultdict(list)
-        self._starts: dict[int, int] = {}
+        self.starts: dict[int, int] = {}
         self._visited: set[int] = set()
+        self._handles: list[Any] = []
         for collector in self.collectors:
             if type(collector.request) in PLANNERS or isinstance(collector.request, ask.QK):
                 found = sites.by_stack[collector.stack]
@@ -75,27 +100,45 @@ class Session:
             return None
         return site
 
-    def attend(self, site: Site, inp: AttentionInputs) -> Tensor | None:
-        """Capture what is asked of this call; return its output (B, H, Tq, Dv) if that was computed on the way."""
+    def attend(self, site: Site, inp: AttentionInputs, *, gradients: bool) -> Answer:
+        """Capture what is asked of this call, and return what becomes of its output."""
         self._visited.add(id(site.attention))
         context = self.context(site.stack, inp.batch)
         total = context.total if context.total is not None and site.stack != "cross" else inp.tk
-        self._starts[id(site.output)] = total - inp.tq
-        inp = self._hide(site, inp, context)
+        self.starts[id(site.output)] = total - inp.tq
+        edits = self._row_edits(site, inp, context)
+        inp = replace(inp, edits=edits) if edits else inp
         out = None
-        for queries, members in self._by_rows(site, inp, context):
-            everything = queries is None
-            stats_out = self._sweep(site, inp, context, queries, members)
-            out = stats_out if everything else out
-        if out is None and inp.hidden is not None:
-            out = compute(inp, Wants(out=True)).out
-        return out
+        with torch.no_grad():
+            for queries, members in self._by_rows(site, inp, context):
+                everything = queries is None
+                stats_out = self._sweep(site, inp, context, queries, members)
+                out = stats_out if everything else out
+            if out is not None and not gradients:
+                return Answer(out)
+        if not edits:
+            return Answer()
+        heads = torch.stack([edit.heads for edit in edits]).any(0).nonzero().flatten()
+        if gradients:
+            return Answer(None, heads, reference.attend(inp.select(heads)))
+        with torch.no_grad():
+            return Answer(None, heads, compute(inp.select(heads), Wants(out=True)).out)
+
+    def _row_edits(self, site: Site, inp: AttentionInputs, context: Context) -> tuple[RowEdit, ...]:
+        """Return what the kernels do at this call, in the order of the edits."""
+        found = []
+        for number, edit in enumerate(self.edits):
+            if not isinstance(edit, RowsEdit) or (edit.stack or self.sites.default) != site.stack:
+                continue
+            if any(layer == site.layer for layer, _ in edit.heads):
+                found.append(edit.bind(Call(site, inp, context, self.memory, number)))
+        return tuple(edit for edit in found if edit is not None)
 
     def check_visited(self) -> None:
         """Raise UnsupportedError if an attention module that something is asked of never called the engine."""
         asked = set(self._calls)
         for edit in self.edits:
-            if isinstance(edit, KnockOut):
+            if isinstance(edit, RowsEdit):
                 found = self.sites.stack(edit.stack)
                 asked |= {id(found[layer].attention) for layer, _ in edit.heads}
         missed = [self.sites.by_module[module] for module in asked - self._visited]
@@ -105,6 +148,17 @@ class Session:
                 f"The attention of {where} did not go through headscope, so nothing was captured or edited there. If "
                 'the attention implementation was changed, set it back: model.hf.set_attn_implementation("headscope").'
             )
+
+    def warn_of_nothing(self) -> None:
+        """Warn of edits that looked for keys and found none: they changed nothing."""
+        for number, edit in enumerate(self.edits):
+            found = self.memory.get((number, "found"))
+            if found is not None and not any(found):
+                warnings.warn(
+                    f"{type(edit).__name__} found no key to edit in any of its {len(edit.heads)} heads: it changed "  # type: ignore[union-attr]
+                    "nothing. Lower the threshold, or choose other heads.",
+                    stacklevel=3,
+                )
 
     def _by_rows(
         self, site: Site, inp: AttentionInputs, context: Context
@@ -139,55 +193,23 @@ class Session:
                 self.stored.setdefault(collector.request.key, {})[site.layer] = replace(inp, v=inp.v[..., :0])
         return stats.out
 
-    def _hide(self, site: Site, inp: AttentionInputs, context: Context) -> AttentionInputs:
-        hidden: Tensor | None = None
-        for edit in self.edits:
-            if not isinstance(edit, KnockOut) or (edit.stack or self.sites.default) != site.stack:
-                continue
-            heads = [head for layer, head in edit.heads if layer == site.layer]
-            if not heads:
-                continue
-            needs = Needs(inp, site, context, inp.tq)
-            if hidden is None:
-                hidden = torch.zeros(inp.batch, inp.heads, inp.tk, dtype=torch.bool, device=inp.q.device)
-            for sample in range(inp.batch):
-                owner = sample * context.batch // inp.batch  # beams of one prompt lie side by side
-                for region in edit.regions:
-                    positions = (
-                        context.region(region, needs.length)[owner]
-                        if isinstance(region, str)
-                        else context.keys([region], owner, needs.length)
-                    )
-                    here = [p - needs.key_start for p in positions if 0 <= p - needs.key_start < inp.tk]
-                    for head in heads:
-                        hidden[sample, head, here] = True
-        return inp if hidden is None else replace(inp, hidden=hidden)
-
     # -- around the attention function -------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Install the hooks of captures and edits outside attention; none outlives the block."""
-        handles: list[Any] = []
+    def install(self) -> None:
+        """Install the hooks of captures and edits outside attention."""
         try:
             for edit in self.edits:
-                if isinstance(edit, HeadEdit):
-                    found = self.sites.stack(edit.stack)
-                    layers = sorted({layer for layer, _ in edit.heads})
-                    handles.extend(self._edit_z(found[layer], edit) for layer in layers)
+                self._handles.extend(edit.hooks(self))
             for collector in self.collectors:
-                handles.extend(self._watch(collector))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+                self._handles.extend(self._watch(collector))
+        except BaseException:
+            self.remove()
+            raise
 
-    def _edit_z(self, site: Site, edit: HeadEdit) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            start = self._starts.get(id(module), 0)
-            return (edit.apply(site, args[0], start), *args[1:])
-
-        return site.output.register_forward_pre_hook(hook)
+    def remove(self) -> None:
+        """Remove all hooks."""
+        while self._handles:
+            self._handles.pop().remove()
 
     def _watch(self, collector: Collector) -> list[Any]:
         found = self.sites.by_stack[collector.stack]

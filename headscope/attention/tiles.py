@@ -91,7 +91,7 @@ def _head(inp: AttentionInputs, head: int, batch: int) -> AttentionInputs:
         v=group.v[batch : batch + 1],
         mask=pick(group.mask),
         bias=pick(group.bias),
-        hidden=pick(group.hidden),
+        edits=tuple(edit.pick(inside).of(batch) for edit in group.edits),
         sinks=None if group.sinks is None else group.sinks[inside],
     )
 

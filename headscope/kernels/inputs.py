@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from headscope.kernels.edits import RowEdit
+
 
 @dataclass(frozen=True)
 class AttentionInputs:
@@ -30,8 +32,8 @@ class AttentionInputs:
         Logits become softcap·tanh(logits / softcap) before mask and bias.
     sinks
         Learned sink logits (H,): one more term in each row's normaliser, no key of its own.
-    hidden
-        Keys that a head may not see, boolean (B, H, Tk), or None. A row left with nothing is not edited.
+    edits
+        Changes of rows, in the order in which they apply.
     """
 
     q: Tensor
@@ -43,7 +45,7 @@ class AttentionInputs:
     causal: bool = False
     softcap: float | None = None
     sinks: Tensor | None = None
-    hidden: Tensor | None = None
+    edits: tuple[RowEdit, ...] = ()
 
     @property
     def batch(self) -> int:
@@ -83,7 +85,7 @@ class AttentionInputs:
     @property
     def plain(self) -> bool:
         """Whether scaled softmax under at most a causal mask is the whole story: flash identities hold."""
-        return self.mask is None and self.bias is None and self.softcap is None and self.hidden is None
+        return self.mask is None and self.bias is None and self.softcap is None and not self.edits
 
     def with_kv_head(self, kv_head: int) -> AttentionInputs:
         """Return the part that belongs to one key-value head: its query group against one key head."""
@@ -96,11 +98,29 @@ class AttentionInputs:
             mask=_heads(self.mask, heads),
             bias=_heads(self.bias, heads),
             sinks=None if self.sinks is None else self.sinks[heads],
-            hidden=None if self.hidden is None else self.hidden[:, heads],
+            edits=tuple(edit.pick(heads) for edit in self.edits),
         )
 
+    def select(self, heads: Tensor) -> AttentionInputs:
+        """Return the part of some query heads (n,), each with a copy of its key-value head."""
+        return replace(
+            self,
+            q=self.q[:, heads],
+            k=self.k[:, heads // self.group],
+            v=self.v[:, heads // self.group],
+            mask=_heads(self.mask, heads),
+            bias=_heads(self.bias, heads),
+            sinks=None if self.sinks is None else self.sinks[heads],
+            edits=tuple(edit.pick(heads) for edit in self.edits),
+        )
 
-def _heads(extra: Tensor | None, heads: slice) -> Tensor | None:
+    @property
+    def leaky(self) -> bool:
+        """Whether rows sum to less than one."""
+        return self.sinks is not None
+
+
+def _heads(extra: Tensor | None, heads: slice | Tensor) -> Tensor | None:
     return extra if extra is None or extra.shape[1] == 1 else extra[:, heads]
 
 

@@ -1,6 +1,7 @@
 """The oracle: explicit attention and statistics of it, in any precision, T×T and slow on purpose.
 
-Every other kernel is tested against this file. Nothing outside tests and load-time validation calls it.
+Every other kernel is tested against this file. Outside tests it serves load-time validation, and training under edits,
+where gradients must flow through the edited rows.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headscope.kernels.edits import Hide, Reweight, Shape
 from headscope.kernels.inputs import AttentionInputs
 
 
@@ -19,14 +21,18 @@ def logits(inp: AttentionInputs) -> Tensor:
         s = inp.softcap * torch.tanh(s / inp.softcap)
     if inp.bias is not None:
         s = s + inp.bias
+    for edit in inp.edits:
+        if isinstance(edit, Shape):
+            s = torch.stack([edit.apply(s[b], b, slice(None)) for b in range(inp.batch)])
     if inp.mask is not None:
         s = s.masked_fill(~inp.mask, -torch.inf) if inp.mask.dtype == torch.bool else s + inp.mask
     if inp.causal:
         future = torch.ones(inp.tq, inp.tk, dtype=torch.bool, device=s.device).triu(inp.offset + 1)
         s = s.masked_fill(future, -torch.inf)
-    if inp.hidden is not None:
-        cut = s.masked_fill(inp.hidden[:, :, None, :], -torch.inf)
-        s = torch.where((cut > -torch.inf).any(-1, keepdim=True), cut, s)
+    for edit in inp.edits:
+        if isinstance(edit, Hide):
+            cut = [edit.cut(s[b] > -torch.inf, b, slice(None)) for b in range(inp.batch)]
+            s = s.masked_fill(torch.stack(cut), -torch.inf)
     return s
 
 
@@ -38,7 +44,12 @@ def lse(inp: AttentionInputs) -> Tensor:
 
 def pattern(inp: AttentionInputs) -> Tensor:
     """Return the attention pattern (B, H, Tq, Tk). A row that sees no key is zero."""
-    return torch.exp(logits(inp) - lse(inp)[..., None]).nan_to_num(0.0)
+    found = torch.exp(logits(inp) - lse(inp)[..., None]).nan_to_num(0.0)
+    for edit in inp.edits:
+        if isinstance(edit, Reweight):
+            factors = [edit.factors(found[b], b, slice(None), leaky=inp.leaky) for b in range(inp.batch)]
+            found = found * torch.stack(factors)
+    return found
 
 
 def attend(inp: AttentionInputs) -> Tensor:

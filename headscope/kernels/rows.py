@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from headscope.kernels.compiled import library
+from headscope.kernels.edits import Hide, Reweight, Shape
 from headscope.kernels.inputs import AttentionInputs, accumulation_dtype, rectangle
 
 _TILE_BYTES = 3 << 19
@@ -105,14 +106,21 @@ def sweep(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -> 
     dtype = accumulation_dtype(inp.q.dtype)
     working = replace(inp, q=inp.q.to(dtype), k=inp.k.to(dtype), v=inp.v.to(dtype))
     stats = _allocate(working, wants, inp.tq if queries is None else queries.shape[1])
+    rows = inp.tq if queries is None else queries.shape[1]
+    # A few rows of all heads are one tile; many rows of one key head fill the cache alone.
+    together = inp.heads * rows * inp.tk * working.q.element_size() <= _TILE_BYTES
+    parts = [(working, slice(None))] if together or inp.kv_heads == 1 else list(_by_kv_head(working))
     for sample in range(inp.batch):
-        for kv_head in range(inp.kv_heads):
-            part = working if inp.kv_heads == 1 else working.with_kv_head(kv_head)
-            heads = slice(kv_head * inp.group, (kv_head + 1) * inp.group)
+        for part, heads in parts:
             _sweep_group(part, wants, None if queries is None else queries[sample], sample, heads, stats)
     if stats.out is not None:
         stats.out = stats.out.to(inp.v.dtype)
     return stats
+
+
+def _by_kv_head(inp: AttentionInputs) -> Iterator[tuple[AttentionInputs, slice]]:
+    for kv_head in range(inp.kv_heads):
+        yield inp.with_kv_head(kv_head), slice(kv_head * inp.group, (kv_head + 1) * inp.group)
 
 
 def _allocate(inp: AttentionInputs, wants: Wants, n: int) -> Stats:
@@ -155,8 +163,8 @@ def _blocks(inp: AttentionInputs, n: int) -> Iterator[slice]:
 def _sweep_group(
     inp: AttentionInputs, wants: Wants, queries: Tensor | None, sample: int, heads: slice, stats: Stats
 ) -> None:
-    """Sweep the rows of the query heads that share one key head, for one sample."""
-    keys = inp.k[sample, 0]
+    """Sweep rows of some query heads, most often of those that share one key head, for one sample."""
+    keys = inp.k[sample]
     right = _right_hand(inp, wants, sample)
     scaled = inp.q[sample] * inp.scale
     n = inp.tq if queries is None else len(queries)
@@ -170,36 +178,42 @@ def _sweep_group(
         if space.numel() < len(rows) * seen:
             space = scaled.new_empty(len(rows) * inp.tk)
         tile = space[: len(rows) * seen].view(len(rows), seen)
-        torch.mm(rows, keys[:seen].t(), out=tile)
+        if inp.kv_heads == 1:
+            torch.mm(rows, keys[0, :seen].t(), out=tile)
+        else:
+            halves = rows.view(inp.kv_heads, -1, rows.shape[-1]), keys[:, :seen].transpose(1, 2)
+            torch.bmm(*halves, out=tile.view(inp.kv_heads, -1, seen))
         shaped = tile.view(inp.heads, -1, seen)
         _shape_logits(inp, shaped, sample, picked, limit)
         _normalise(inp, wants, tile, limit, stats, (sample, heads, block))
+        _reweight(inp, wants, shaped, sample, picked, stats, (sample, heads, block))
         _collect(wants, shaped, right, stats, sample, heads, block)
 
 
 def _right_hand(inp: AttentionInputs, wants: Wants, sample: int) -> Tensor | None:
-    parts = [inp.v[sample, 0]] if wants.out else []
+    parts = [inp.v[sample]] if wants.out else []
     if wants.project is not None:
-        parts.append(wants.project[sample].to(inp.q.dtype))
+        parts.append(wants.project[sample].to(inp.q.dtype).expand(inp.kv_heads, -1, -1))
     return torch.cat(parts, dim=-1) if len(parts) > 1 else (parts[0] if parts else None)
 
 
 def _shape_logits(inp: AttentionInputs, tile: Tensor, sample: int, picked: Tensor | slice, limit: Tensor) -> None:
-    """Apply soft-cap, bias, mask and hidden keys to a tile (heads, rows, keys), in place."""
+    """Apply soft-cap, bias, mask and edits to the logits of a tile (heads, rows, keys), in place."""
     seen = tile.shape[-1]
     if inp.softcap is not None:
         tile.div_(inp.softcap).tanh_().mul_(inp.softcap)
     if inp.bias is not None:
         tile.add_(rectangle(inp.bias, sample, picked, seen))
+    for edit in inp.edits:
+        if isinstance(edit, Shape):
+            tile.copy_(edit.apply(tile, sample, picked))
     if inp.mask is not None:
         mask = rectangle(inp.mask, sample, picked, seen)
         tile.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else tile.add_(mask)
-    if inp.hidden is not None:
-        future = torch.arange(seen, device=tile.device) >= limit[:, None]
-        visible = (tile > -torch.inf) & ~future
-        hidden = inp.hidden[sample, :, None, :seen]
-        something_left = (visible & ~hidden).any(-1, keepdim=True)
-        tile.masked_fill_(hidden & something_left, -torch.inf)
+    for edit in inp.edits:
+        if isinstance(edit, Hide):
+            future = torch.arange(seen, device=tile.device) >= limit[:, None]
+            tile.masked_fill_(edit.cut((tile > -torch.inf) & ~future, sample, picked), -torch.inf)
 
 
 def _normalise(
@@ -224,6 +238,29 @@ def _normalise(
         assert weight is not None
         stats.top_keys[sample, at, block, 0] = best
         stats.top_weights[sample, at, block, 0] = weight
+
+
+def _reweight(
+    inp: AttentionInputs,
+    wants: Wants,
+    tile: Tensor,
+    sample: int,
+    picked: Tensor | slice,
+    stats: Stats,
+    place: tuple[int, slice, slice],
+) -> None:
+    """Change the weights of normalised attention (heads, rows, keys) in place; statistics are of what it becomes."""
+    changes = [edit for edit in inp.edits if isinstance(edit, Reweight)]
+    if not changes:
+        return
+    for edit in changes:
+        tile.mul_(edit.factors(tile, sample, picked, leaky=inp.leaky))
+    if stats.entropy is not None:
+        stats.entropy[place] = torch.special.entr(tile).sum(-1)
+    if wants.top == 1 and stats.top_keys is not None and stats.top_weights is not None:
+        weight, key = tile.max(dim=-1)
+        stats.top_keys[place][..., 0] = torch.where(weight > 0, key, -1)
+        stats.top_weights[place][..., 0] = weight
 
 
 _Found = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -273,7 +310,9 @@ def _collect(
     """Take from a normalised tile (heads, rows, keys) everything that is linear in it, or a selection of it."""
     seen = tile.shape[-1]
     if right is not None:
-        product = (tile.flatten(0, 1) @ right[:seen]).view(*tile.shape[:2], -1)
+        stacked = tile.view(len(right), -1, seen)
+        product = stacked[0] @ right[0, :seen] if len(right) == 1 else stacked @ right[:, :seen]
+        product = product.view(*tile.shape[:2], -1)
         width = 0
         if stats.out is not None:
             width = stats.out.shape[-1]

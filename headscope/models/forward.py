@@ -154,6 +154,7 @@ def run(model: Model, given: Inputs, capture: Sequence[ask.Request], *, logits: 
     with torch.no_grad(), active(session):
         found = forward(model, prepared.tensors, logits)
     session.check_visited()
+    session.warn_of_nothing()
     return Run(
         stats(session, prepared),
         logits=found,

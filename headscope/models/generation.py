@@ -85,14 +85,16 @@ def _decode(
     steps: list[Session] = []
     tokens: list[int] = []
     logits: list[Tensor] = []
+    memory: dict[Any, Any] = {}
     for step in range(count):
-        session = Session(model.sites, requests, model.edits, prepared.contexts)
+        session = Session(model.sites, requests, model.edits, prepared.contexts, memory)
         if step == 0:
             check_budget(model, prepared, session, "last")
         with torch.no_grad(), active(session):
             output = model.hf(**tensors, **extra)
         if step == 0:
             session.check_visited()
+            session.warn_of_nothing()
         if getattr(output, "logits", None) is None or "past_key_values" not in output:
             raise RequestError(f"{model.name} has no language-model head to generate with: use run().")
         last = output.logits[:, -1:].float()
@@ -192,6 +194,8 @@ def generate(model: Model, given: Inputs, *, max_new_tokens: int, **kwargs: Any)
         tensors["attention_mask"] = torch.ones_like(ids)
     session = Session(model.sites, edits=model.edits, contexts=prepared.contexts)
     own = prepared.contexts[model.sites.default]
+    if "encoder" not in prepared.contexts:
+        own.prompt_length = prepared.length
 
     def count(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         mask = named.get("attention_mask")
@@ -205,6 +209,7 @@ def generate(model: Model, given: Inputs, *, max_new_tokens: int, **kwargs: Any)
             kwargs.setdefault("pad_token_id", pad if pad is not None else min(end_tokens(model), default=0))
             kwargs.setdefault("do_sample", False)
             found = model.hf.generate(**tensors, max_new_tokens=max_new_tokens, **kwargs)
+        session.warn_of_nothing()
     finally:
         handle.remove()
     skip = 0 if ids is None or model.hf.config.is_encoder_decoder else ids.shape[1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from headscope.attention.edits import Edit, validate
+from headscope.attention.edits import Edit
 from headscope.attention.engine import active
 from headscope.attention.requests import Request
 from headscope.attention.result import Run, Trace
@@ -17,12 +17,20 @@ from headscope.attention.session import Session
 from headscope.attention.sites import Site, Sites
 from headscope.errors import PromptError
 from headscope.models.batch import Batch, Side, make_batch
-from headscope.models.forward import Inputs, Logits, run
+from headscope.models.forward import Inputs, Logits, prepare, run
 from headscope.models.generation import generate, trace
 from headscope.models.prompt import Prompt, build_prompt
 from headscope.models.spec import ModelSpec
 from headscope.models.template import Fill
 from headscope.models.truncation import Truncate
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """What is no edit itself, but knows the edits of a model that it consists of: a method of intervention."""
+
+    def edits(self, model: Any) -> tuple[Edit, ...]:
+        """Return the edits, in order."""
 
 
 class Model:
@@ -203,7 +211,7 @@ class Model:
         return generate(self, prompt, max_new_tokens=max_new_tokens, **kwargs)
 
     @contextlib.contextmanager
-    def edited(self, *edits: Edit) -> Iterator[Model]:
+    def edited(self, *edits: Edit | Editor) -> Iterator[Model]:
         """Run, trace and generate under edits inside the block; they compose with edits already in force.
 
         Nothing is left behind when the block ends, also by an exception.
@@ -213,11 +221,31 @@ class Model:
         RequestError
             If an edit names a head that the model has not.
         """
-        validate(edits, self.sites)
         before = self.edits
-        self.edits = (*before, *edits)
+        self.edits = (*before, *self._checked(edits))
         try:
             with active(Session(self.sites, edits=self.edits)):
                 yield self
         finally:
             self.edits = before
+
+    @contextlib.contextmanager
+    def live(self, inputs: Inputs, *edits: Edit | Editor, side: Side = "left") -> Iterator[dict[str, torch.Tensor]]:
+        """Yield tensors for ``model.hf(**tensors)``, which inside the block runs under edits *with* gradients.
+
+        For training and attribution. Rows of edited heads are computed explicitly, (B, edited heads, T, T): meant
+        for the lengths one trains at. One call of the model for each block, because edits remember its prefill.
+        """
+        prepared = prepare(self, inputs, side)
+        session = Session(self.sites, (), (*self.edits, *self._checked(edits)), prepared.contexts)
+        with active(session):
+            yield prepared.tensors
+        session.warn_of_nothing()
+
+    def _checked(self, edits: Iterable[Edit | Editor]) -> tuple[Edit, ...]:
+        found: list[Edit] = []
+        for edit in edits:
+            found.extend(edit.edits(self) if isinstance(edit, Editor) else (edit,))
+        for edit in found:
+            edit.validate(self.sites)
+        return tuple(found)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headscope.kernels import compiled, dispatch, reference, sdpa
+from headscope.kernels.edits import Hide
 from headscope.kernels.inputs import AttentionInputs
 from headscope.kernels.rows import Wants, sweep
 
@@ -38,7 +39,8 @@ def inputs(
         extra["mask"] = torch.where(torch.rand(batch, 1, tq, tk, generator=g) < 0.3, -3e38, 0.0).to(dtype)
         extra["mask"][..., 0] = 0
     if options.get("hidden"):
-        extra["hidden"] = torch.rand(batch, h, tk, generator=g) < 0.3
+        every = torch.ones(h, dtype=torch.bool)
+        extra["edits"] = (Hide(every, torch.rand(batch, h, tk, generator=g) < 0.3),)
     q, k, v = new(h, tq), new(kv_heads, tk), new(kv_heads, tk)
     return AttentionInputs(q, k, v, scale=d**-0.5, causal=causal and "mask" not in extra, **extra)
 
