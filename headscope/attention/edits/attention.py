@@ -107,7 +107,8 @@ class AttentionEdit(RowsEdit):
     heads
         (layer, head) pairs.
     groups
-        Disjoint sets of keys, in the order that the rule speaks of them; all other keys are the rest.
+        Disjoint sets of keys, in the order that the rule speaks of them; all other keys are the rest. A key that is
+        found while the model runs leaves the region that it lies in for the group of its finder, the first such one.
     rule
         Gives the weights of each row from the mass it puts on each group.
     queries
@@ -148,30 +149,33 @@ class AttentionEdit(RowsEdit):
         if rows is not None and not bool(rows.any()):
             return None
         heads = call.active(self.heads)
-        masks = [
-            call.mask(group.keys) if isinstance(group.keys, tuple) else group.keys.find(call, heads)
-            for group in self.groups
-        ]
-        groups = torch.zeros_like(masks[0], dtype=torch.uint8)
-        for number, (group, mask) in enumerate(zip(self.groups, masks, strict=True), start=1):
-            if self._overlap(call, number, groups, mask):
-                raise RequestError(
-                    f"Keys of the group {group.name!r} belong to another group too. Groups must be disjoint: which "
-                    "weight would such a key get?"
-                )
-            groups = torch.where(mask, torch.full_like(mask, number, dtype=torch.uint8), groups)
-        if any(not isinstance(group.keys, tuple) for group in self.groups):
-            call.memory.setdefault((call.owner, "found"), []).append(bool(groups.any()))
+        groups = self._static(call)
+        found = [(n, g.keys.find(call, heads)) for n, g in enumerate(self.groups, 1) if not isinstance(g.keys, tuple)]
+        for number, mask in reversed(found):
+            groups = torch.where(mask, torch.full_like(groups[..., :1], number), groups)
+        if found:
+            some = any(bool(mask.any()) for _, mask in found)
+            call.memory.setdefault((call.owner, "found"), []).append(some)
         return Reweight(heads, groups, len(self.groups), self.rule, rows)
 
-    def _overlap(self, call: Call, number: int, groups: torch.Tensor, mask: torch.Tensor) -> bool:
-        """Look for keys of two groups: static groups once a length, which spares the check in every layer."""
-        group = self.groups[number - 1]
-        slot = (call.owner, "disjoint", number, call.length)
-        if number == 1 or (isinstance(group.keys, tuple) and slot in call.memory):
-            return False
-        call.memory[slot] = True
-        return bool((mask & (groups > 0)).any())
+    def _static(self, call: Call) -> torch.Tensor:
+        """Return the groups of keys that are known by name, integers (B, 1, Tk), worked out once for each length."""
+        slot, now = (call.owner, "static", call.inp.tk), (call.length, call.key_start)
+        if call.memory.get(slot, (None,))[0] != now:
+            groups = torch.zeros(call.inp.batch, 1, call.inp.tk, dtype=torch.uint8, device=call.inp.q.device)
+            for number, group in enumerate(self.groups, start=1):
+                if not isinstance(group.keys, tuple):
+                    continue
+                mask = call.mask(group.keys)
+                if bool((mask & (groups > 0)).any()):
+                    raise RequestError(
+                        f"Keys of the group {group.name!r} belong to another group too. Groups must be disjoint: which "
+                        "weight would such a key get?"
+                    )
+                groups[mask] = number
+            call.memory[slot] = now, groups
+        held: torch.Tensor = call.memory[slot][1]
+        return held
 
 
 @dataclass(frozen=True)

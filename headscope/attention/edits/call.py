@@ -81,14 +81,14 @@ class Call:
 
     def mask(self, keys: Sequence[str | int]) -> Tensor:
         """Return which keys of the call are meant, boolean (B, 1, Tk)."""
-        slot = (self.owner, "mask", tuple(keys), self.length)
-        if slot not in self.memory:
+        slot = (self.owner, "mask", tuple(keys))
+        if self.memory.get(slot, (None,))[0] != self.length:
             held = torch.zeros(self.inp.batch, 1, self.length, dtype=torch.bool)
             found = self.positions(keys)
             for sample, owner in enumerate(self.owners()):
                 held[sample, 0, found[owner]] = True
-            self.memory[slot] = held.to(self.inp.q.device)
-        whole: Tensor = self.memory[slot]
+            self.memory[slot] = self.length, held.to(self.inp.q.device)
+        whole: Tensor = self.memory[slot][1]
         return whole[..., self.key_start : self.key_start + self.inp.tk]
 
     def rows(self, queries: str | None) -> Tensor | None:
