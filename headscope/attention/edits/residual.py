@@ -174,6 +174,8 @@ def rows_at(session: Session, stack: str, positions: str | tuple[str | int, ...]
     """Return which of the current call's rows (B, T) lie at ``positions``, which count over the whole sequence."""
     context = session.context(stack, batch)
     total = length if context.total is None else max(context.total, length)
+    if context.prompt_length is not None and length < context.prompt_length == total:
+        total += length  # decoding, where nobody counts the tokens of a batch without padding: past the prompt, anyhow
     start = total - length
     rows = torch.zeros(batch, length, dtype=torch.bool)
     for sample in range(batch):
