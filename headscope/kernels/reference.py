@@ -1,7 +1,7 @@
 """The oracle: explicit attention and statistics of it, in any precision, T×T and slow on purpose.
 
-Every other kernel is tested against this file. Outside tests it serves load-time validation, and training under edits,
-where gradients must flow through the edited rows.
+Every other kernel is tested against this file. Outside tests it serves load-time validation, edited
+rows of decoding steps, and training under edits, where gradients must flow through the edited rows.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from headscope.kernels.edits import Hide, Reweight, Shape
 from headscope.kernels.inputs import AttentionInputs
 
 
+def _repeated(x: Tensor, group: int) -> Tensor:
+    return x if group == 1 else x.repeat_interleave(group, dim=1)
+
+
 def logits(inp: AttentionInputs) -> Tensor:
     """Return the masked logits (B, H, Tq, Tk); −inf where a query may not look."""
-    k = inp.k.repeat_interleave(inp.group, dim=1)
+    k = _repeated(inp.k, inp.group)
     s = (inp.q @ k.transpose(-1, -2)) * inp.scale
     if inp.softcap is not None:
         s = inp.softcap * torch.tanh(s / inp.softcap)
@@ -54,7 +58,7 @@ def pattern(inp: AttentionInputs) -> Tensor:
 
 def attend(inp: AttentionInputs) -> Tensor:
     """Return the attention output (B, H, Tq, Dv)."""
-    return pattern(inp) @ inp.v.repeat_interleave(inp.group, dim=1)
+    return pattern(inp) @ _repeated(inp.v, inp.group)
 
 
 def entropy(inp: AttentionInputs) -> Tensor:

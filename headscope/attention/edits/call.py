@@ -52,9 +52,13 @@ class Call:
 
     def active(self, heads: Sequence[tuple[int, int]]) -> Tensor:
         """Return which heads of this layer are concerned, boolean (H,)."""
-        active = torch.zeros(self.inp.heads, dtype=torch.bool)
-        active[[head for layer, head in heads if layer == self.site.layer]] = True
-        return active.to(self.inp.q.device)
+        slot = (self.owner, "heads", self.site.layer)
+        if slot not in self.memory:
+            active = torch.zeros(self.inp.heads, dtype=torch.bool)
+            active[[head for layer, head in heads if layer == self.site.layer]] = True
+            self.memory[slot] = active.to(self.inp.q.device)
+        held: Tensor = self.memory[slot]
+        return held
 
     def positions(self, keys: Sequence[str | int]) -> list[list[int]]:
         """Return the absolute key positions that region names and positions mean, for each prompt.
