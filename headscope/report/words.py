@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TITLES = {
     "retrieval": "Retrieval heads",
-    "echo": "Echo and induction heads",
+    "echo": "Echo heads",
     "induction": "Induction heads",
     "previous": "Previous-token heads",
     "duplicate": "Duplicate-token heads",
@@ -25,7 +25,7 @@ TITLES = {
 }
 QUESTIONS = {
     "retrieval": "copy the answer out of a long context",
-    "echo": "attend to earlier copies of a token or to what followed them",
+    "echo": "attend to earlier copies of the present token",
     "induction": "attend to the token that followed an earlier copy of the current one",
     "previous": "attend to the token before",
     "duplicate": "attend to earlier copies of the current token",
