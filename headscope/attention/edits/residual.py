@@ -87,8 +87,8 @@ class ResidualEdit:
         width = next(iter(sites.stack(self.stack).values())).output_weight().shape[2]
         if len(self.vector) != width:
             raise RequestError(
-                f"ResidualEdit(layer={self.layer}): the vector has {len(self.vector)} numbers, the stream of this model "
-                f"{width}. It may belong to another model."
+                f"ResidualEdit(layer={self.layer}): the vector has {len(self.vector)} numbers, the stream of this "
+                f"model {width}. It may belong to another model."
             )
 
     def hooks(self, session: Session) -> list[Any]:
@@ -97,11 +97,11 @@ class ResidualEdit:
 
     def apply(self, x: Tensor) -> Tensor:
         """Return the stream (…, D) edited at every position."""
-        vector = self.vector.to(x)
+        vector: Tensor = self.vector.to(x)
         if self.mode == "add":
             return x + self.scale * vector
-        unit = vector / vector.norm()
-        along = (x @ unit)[..., None]
+        unit: Tensor = vector / vector.norm()
+        along: Tensor = (x @ unit)[..., None]
         if self.mode == "project":
             return x - self.scale * along * unit
         return x + (self.scale - along) * unit
