@@ -291,7 +291,7 @@ def tune_lora(
     OutputError
         If the folder holds something else, or cannot be written.
     """
-    peft, began = _peft(), time.perf_counter()
+    peft, began = require(), time.perf_counter()
     folder, found = Path(folder), plan(model, recipe.budget)
     _writable(folder)
     fingerprint = model.fingerprint  # of the model without adapter
@@ -336,7 +336,8 @@ def available() -> bool:
     return importlib.util.find_spec("peft") is not None
 
 
-def _peft() -> Any:
+def require() -> Any:
+    """Return peft, which trains LoRA; HeadscopeError if it is not installed."""
     try:
         return importlib.import_module("peft")
     except ImportError as error:
@@ -355,7 +356,7 @@ def _save(adapted: Any, folder: Path, record: dict[str, str]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             whole = Path(temporary) / "whole"
-            adapted.save_pretrained(whole, safe_serialization=True)
+            adapted.save_pretrained(whole, save_embedding_layers=False)
             (whole / "README.md").unlink(missing_ok=True)  # a form to fill in
             write_text(whole / RECORD, json.dumps(record, indent=1) + "\n")
             if folder.exists():

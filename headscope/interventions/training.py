@@ -274,7 +274,8 @@ def open_store(
     from headscope.probes.provenance import identity
     from headscope.probes.store import Store
 
-    told = {"stage": stage, "examples": hashed(data), "recipe": asdict(recipe), **parts}
+    how = asdict(recipe) if recipe is not None else None
+    told = {"stage": stage, "examples": hashed(data), "recipe": how, **parts}
     return Store.open(Path(out) / stage, identity(model, told), fresh=fresh)
 
 

@@ -124,9 +124,11 @@ def test_a_killed_run_goes_on_and_ends_alike(tmp_path: Path) -> None:
     assert not hasattr(model.hf, "peft_config")
     assert not (tmp_path / "again").exists()
     steps: list[int] = []
-    tune_lora(
-        model, data, recipe, tmp_path / "again", out=tmp_path / "run", progress=lambda task, done, total: steps.append(done)
-    )  # fmt: skip
+
+    def count(task: str, done: int, total: int) -> None:
+        steps.append(done)
+
+    tune_lora(model, data, recipe, tmp_path / "again", out=tmp_path / "run", progress=count)
     assert steps[0] == 4
     weights = [(tmp_path / name / lora.WEIGHTS).read_bytes() for name in ("whole", "again")]
     assert weights[0] == weights[1]
