@@ -48,7 +48,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def planted() -> tuple[Model, torch.Tensor]:
-    """A model whose words 70… lie on one side of a direction and 80… on the other, and that reads it out as 70 or 80."""
+    """A model whose words 70… lie on one side of a direction and 80… on the other, and that reads it out again."""
     hf = tiny("llama", num_hidden_layers=3, tie_word_embeddings=False)
     concept = torch.zeros(32)
     concept[5] = 1.0
