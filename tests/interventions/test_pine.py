@@ -17,7 +17,8 @@ from headscope.attention import requests as ask
 from headscope.attention.edits import HeadEdit, KnockOut
 from headscope.attention.engine import NAME
 from headscope.errors import MemoryBudgetError, RequestError, UnsupportedError
-from headscope.interventions.pine import PINE, Rotation, rotations
+from headscope.interventions.pine import PINE
+from headscope.interventions.rotary import Rotation, rotations
 from headscope.interventions.store import decode, encode
 from headscope.models.families import build_spec
 from headscope.models.model import Model

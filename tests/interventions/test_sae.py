@@ -13,16 +13,14 @@ from headscope.attention.engine import NAME
 from headscope.errors import DataError, ModelError, RequestError, UnsupportedError, WeightsError
 from headscope.interventions.sae import (
     SaeFeature,
-    TrainedSae,
     contrast_features,
     decoder_direction,
     encode,
     load_sae,
-    measure_sae,
     place,
     save_sae,
-    train_sae,
 )
+from headscope.interventions.sae_training import TrainedSae, measure_sae, train_sae
 from headscope.interventions.store import decode as from_json
 from headscope.interventions.store import encode as to_json
 from headscope.models.families import build_spec
