@@ -115,11 +115,11 @@ def tune(
 
         loaded = load(model, device=device, dtype="float32", revision=revision)
     with err().status("Making data"):
-        from headscope.interventions import tasks
         from headscope.interventions.lofit import LoFiTRecipe
         from headscope.interventions.matched import NAMES, Splits, compare_tuned
+        from headscope.interventions.tasks import make
 
-        splits = Splits.of(loaded, tasks.make(task, loaded, n=n, seed=seed))
+        splits = Splits.of(loaded, make(task, loaded, n=n, seed=seed))
     if method is Tunable.lora:
         from headscope.interventions.lora import require
 
@@ -179,9 +179,7 @@ def show(found: Comparison, files: list[Path]) -> None:
             row["method"],
             f"{row['parameters']:,}",
             interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"]),
-            ""
-            if tuned is None
-            else interval(row["accuracy_gain"], row["accuracy_gain_low"], row["accuracy_gain_high"]),
+            "" if tuned is None else gain,
             interval(row["exact"], row["exact_low"], row["exact_high"]),
             "" if tuned is None else f"{row['what']}, {tuned.seconds:.0f} s",
         )

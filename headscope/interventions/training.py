@@ -68,8 +68,29 @@ class Example:
         return replace(Prompt.from_ids(ids), regions=self.prompt.regions)
 
 
+def example(
+    model: Any, prompt: Prompt | str, answer: str, wrong: Sequence[str] = (), *, name: str = "", source: str = ""
+) -> Example:
+    """Return an example made of text; answers are continuations of the prompt.
+
+    Parameters
+    ----------
+    prompt, answer, wrong
+        What is read, the right answer, and wrong ones; those with the right one's tokens are left out.
+    name, source
+        The example's ``id`` and ``source``; by default the prompt's text.
+    """
+    from headscope.probes.teacher import answer_ids
+
+    read = prompt if isinstance(prompt, Prompt) else model.prompt(prompt.replace("{", "{{").replace("}", "}}"))
+    gold = tuple(answer_ids(model, read, answer))
+    others = dict.fromkeys(tuple(answer_ids(model, read, text)) for text in wrong)
+    others.pop(gold, None)
+    return Example(name or read.text, source or read.text, read, gold, tuple(others))
+
+
 def examples(model: Any, items: Sequence[Any], answers: Sequence[str] | None = None) -> list[Example]:
-    """Return the items of a task as tokens.
+    """Return the items of a task as examples.
 
     Parameters
     ----------
@@ -78,17 +99,17 @@ def examples(model: Any, items: Sequence[Any], answers: Sequence[str] | None = N
     answers
         Candidates of all items, where an item brings none of its own.
     """
-    from headscope.probes.teacher import answer_ids
-
-    found = []
-    for item in items:
-        prompt = item.prompt(model)
-        others = [text for text in (item.answers or answers or ()) if text != item.gold]
-        gold = tuple(answer_ids(model, prompt, item.gold))
-        wrong = dict.fromkeys(tuple(answer_ids(model, prompt, text)) for text in others)
-        wrong.pop(gold, None)
-        found.append(Example(str(item.id), str(item.source), prompt, gold, tuple(wrong)))
-    return found
+    return [
+        example(
+            model,
+            item.prompt(model),
+            item.gold,
+            [text for text in (item.answers or answers or ()) if text != item.gold],
+            name=str(item.id),
+            source=str(item.source),
+        )
+        for item in items
+    ]
 
 
 @dataclass(frozen=True)

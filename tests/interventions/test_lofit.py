@@ -134,10 +134,11 @@ def test_the_penalty_leaves_few_heads_large() -> None:
     assert shares[1][1] > shares[0][1]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("loss", ["sft", "dpo"])
-def test_padding_changes_nothing(loss: Any) -> None:
+def test_padding_changes_nothing(family: str, loss: Any) -> None:
     """Either side, or none: one example at a time."""
-    model, data = made(), prompts(8)
+    model, data = made(family), prompts(8)
     found = []
     for side in ("left", "right"):
         table = Table(model, [(0, 1), (1, 3)], "v", seed=3)
