@@ -157,6 +157,18 @@ class SteeringVector(Method):
         values = {pair: torch.stack([torch.zeros_like(v), v]) for pair, v in zip(self.heads, added, strict=True)}
         return (HeadEdit(self.heads, mode="affine", values=values),)
 
+    def with_heads(self, heads: Iterable[tuple[int, int]]) -> Self:
+        """Return the method with its vectors on as many other heads of the layer.
+
+        Raises
+        ------
+        RequestError
+            If it steers the stream, or the heads are not as many or of another layer.
+        """
+        if self.site == "residual":
+            raise RequestError("A steering vector on the stream has no heads; control(seed) is its random control.")
+        return replace(self, heads=tuple(heads))
+
     def control(self, seed: int) -> Self:
         """Return the same method with a random direction of equal norm, head by head: what any push would do."""
         drawn = np.random.default_rng(seed).standard_normal(self.vector.shape)

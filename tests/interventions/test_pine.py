@@ -339,3 +339,17 @@ def test_segments_that_do_not_follow_each_other_are_refused(models, regions, mes
 def test_a_segment_named_twice_is_refused():
     with pytest.raises(RequestError, match="twice"):
         PINE(("a", "a"))
+
+
+@pytest.mark.slow
+def test_a_real_model_answers_the_same_in_any_order(smollm2):
+    documents = ["The harbour opens at nine.\n", "The code of the vault is 7421.\n", "Grass is green in the valley.\n"]
+    pine, found, plain = PINE(("segment_0", "segment_1", "segment_2")), [], []
+    for order in ORDERS:
+        prompt = PINE.prompt(smollm2, "Read.\n", [documents[i] for i in order], "The code of the vault is")
+        plain.append(smollm2.run(prompt, logits="last").logits)
+        with smollm2.edited(pine):
+            found.append(smollm2.run(prompt, logits="last").logits)
+            assert "7421" in smollm2.generate(prompt, max_new_tokens=6)
+    assert max(float((x - found[0]).abs().max()) for x in found) < 1e-4
+    assert max(float((x - plain[0]).abs().max()) for x in plain) > 0.5

@@ -227,6 +227,14 @@ def test_heads_are_steered_one_by_one(model):
     control = vector.control(0)
     assert np.allclose(np.linalg.norm(control.vector, axis=1), np.linalg.norm(vector.vector, axis=1), rtol=1e-5)
     assert len(SteeringVector.fit(model, made, 1, site="head").heads) == 4
+    moved = vector.with_heads([(1, 1), (1, 2)])
+    assert moved.heads == ((1, 1), (1, 2))
+    assert np.array_equal(moved.vector, vector.vector)
+    for wrong in ([(1, 1)], [(0, 1), (0, 2)]):
+        with pytest.raises(RequestError, match="heads= of layer 1"):
+            vector.with_heads(wrong)
+    with pytest.raises(RequestError, match="has no heads"):
+        SteeringVector.fit(model, made, 1).with_heads(heads)
 
 
 def test_prefill_equals_decoding_and_padding_changes_nothing(planted):
