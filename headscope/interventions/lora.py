@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -274,6 +275,7 @@ def tune_lora(
     out: str | Path | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
+    stage: str = "lora",
 ) -> Tuned:
     """Train a LoRA of about ``recipe.budget`` numbers, and save it in ``folder`` as peft does.
 
@@ -283,6 +285,8 @@ def tune_lora(
         Where the adapter goes: a new folder, an empty one, or that of an earlier adapter, which is replaced.
     out, fresh, progress
         Checkpoints, whether to discard earlier ones, and who is told of each step.
+    stage
+        Name of the progress bar and of the checkpoints.
 
     Raises
     ------
@@ -303,9 +307,10 @@ def tune_lora(
         target_modules=list(found.modules),
         fan_in_fan_out=_conv1d(model.hf.get_submodule(found.modules[0])),
     )
-    store = open_store(model, out, "lora", data, recipe, fresh, modules=found.modules, rank=found.rank)
+    store = open_store(model, out, stage, data, recipe, fresh, modules=found.modules, rank=found.rank)
     with frozen(model.hf):
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an older name
             torch.manual_seed(recipe.seed)
             adapted = peft.get_peft_model(model.hf, config)
         adapted.peft_config["default"].base_model_name_or_path = model.name
@@ -317,7 +322,7 @@ def tune_lora(
                 data,
                 recipe.stage,
                 under=lambda mask: contextlib.nullcontext(),
-                stage="lora",
+                stage=stage,
                 store=store,
                 progress=progress,
             )
@@ -327,7 +332,7 @@ def tune_lora(
             vars(model.hf).pop("peft_config", None)
     trained = sum(tensor.numel() for tensor in tensors.values())
     return Tuned(
-        LoRA(str(folder)), trained, {"lora": history}, seconds=time.perf_counter() - began, notes=(found.words,)
+        LoRA(str(folder)), trained, {stage: history}, seconds=time.perf_counter() - began, notes=(found.words,)
     )
 
 

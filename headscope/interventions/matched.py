@@ -30,6 +30,8 @@ Name = Literal["lofit", "iti", "lora"]
 NAMES: tuple[Name, ...] = ("lofit", "iti", "lora")
 ALPHAS = (1.0, 5.0, 15.0)
 """Strengths of ITI that are tried on the validation items; 15 is the paper's for Llama-7B."""
+RATES = (1e-3, 1e-2)
+"""Learning rates of LoRA that are tried on the validation items: at so few numbers the usual ones are too low."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,8 @@ def compare_tuned(
     methods
         Which to train.
     iti, lora
-        Recipes; by default with LoFiT's k, budget, epochs, batch, seed and loss. ITI's alpha is then the best of
-        ``ALPHAS`` on the validation items.
+        Recipes; by default with LoFiT's k, budget, epochs, batch, seed and loss. ITI's alpha and LoRA's learning
+        rate are then the best of ``ALPHAS`` and ``RATES`` on the validation items.
     random_heads
         Also tune offsets of layer-matched random heads, as the control of LoFiT's choice.
     out
@@ -173,11 +175,8 @@ def compare_tuned(
             notes.append("ITI is left out: it tells right answers from wrong ones, and the items have no wrong ones.")
     if "lora" in methods:
         if available():
-            budget = _budget(model, tuned, recipe)
-            chosen = lora or LoRARecipe(
-                budget, epochs=recipe.epochs, batch=recipe.batch, seed=recipe.seed, loss=recipe.loss, beta=recipe.beta
-            )
-            tuned["LoRA"] = tune_lora(model, splits.train, chosen, out / "adapter", **options)
+            tuned["LoRA"], said = _lora(model, splits, lora, _budget(model, tuned, recipe), recipe, options)
+            notes += said
         else:
             notes.append("LoRA is left out: peft is not installed (pip install 'headscope[lora]').")
     store = open_store(model, out, "measured", splits.test, None, fresh)
@@ -209,16 +208,35 @@ def _iti(
     method = found.method
     if iti is not None or not isinstance(method, ITI):
         return found, []
-    tried = {}
-    for alpha in ALPHAS:
-        with model.edited(replace(method, alpha=alpha)):
-            values = measure(model, splits.validation)
-        tried[alpha] = (float(np.nanmean(values.accuracy)), float(values.logprob.mean()))
-    best = max(ALPHAS, key=lambda alpha: tried[alpha])
-    shares = ", ".join(f"{alpha:g}: {tried[alpha][0]:.3f}" for alpha in ALPHAS)
-    return replace(found, method=replace(method, alpha=best)), [
-        f"ITI's alpha is {best:g}, the best on {len(splits.validation)} validation items (accuracy at {shares})."
-    ]
+    tried = {alpha: replace(found, method=replace(method, alpha=alpha)) for alpha in ALPHAS}
+    return _best("ITI's alpha", tried, model, splits.validation)
+
+
+def _lora(
+    model: Any, splits: Splits, lora: LoRARecipe | None, budget: int, recipe: LoFiTRecipe, options: dict[str, Any]
+) -> tuple[Tuned, list[str]]:
+    if lora is not None:
+        return tune_lora(model, splits.train, lora, options["out"] / "adapter", **options), []
+    like = {name: getattr(recipe, name) for name in ("epochs", "batch", "seed", "loss", "beta")}
+    found = {}
+    for lr in RATES:
+        chosen, stage = LoRARecipe(budget, lr=lr, **like), f"lora-{lr:g}"
+        found[lr] = tune_lora(model, splits.train, chosen, options["out"] / f"adapter-{lr:g}", stage=stage, **options)
+    return _best("LoRA's learning rate", found, model, splits.validation)
+
+
+def _best(what: str, tried: dict[float, Tuned], model: Any, validation: Sequence[Example]) -> tuple[Tuned, list[str]]:
+    """Return what answers most validation items; the likelier right answers decide between equals."""
+    values = {}
+    for option, found in tried.items():
+        with model.edited(found.method):
+            measured = measure(model, validation)
+        right = measured.accuracy if np.isfinite(measured.accuracy).all() else measured.exact
+        values[option] = (float(right.mean()), float(measured.logprob.mean()))
+    best = max(values, key=lambda option: values[option])
+    shares = ", ".join(f"{option:g}: {value[0]:.3f}" for option, value in values.items())
+    note = f"{what} is {best:g}, the best on {len(validation)} validation items (right at {shares})."
+    return tried[best], [note]
 
 
 def _budget(model: Any, tuned: dict[str, Tuned], recipe: LoFiTRecipe) -> int:

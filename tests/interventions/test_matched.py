@@ -79,13 +79,25 @@ def test_methods_side_by_side(tmp_path: Path) -> None:
     assert not set(tuned.heads) & set(control.heads)  # type: ignore[attr-defined]
     assert found.overlap is not None
     assert found.overlap["k"].tolist() == [2]
-    assert any("alpha" in note for note in found.notes)
-    assert {"lofit-select", "lofit-tune", "lofit-random-heads", "iti train", "lora", "measuring"} <= set(stages)
+    assert any("ITI's alpha" in note for note in found.notes)
+    assert any("LoRA's learning rate" in note for note in found.notes)
+    assert {"lofit-select", "lofit-tune", "lofit-random-heads", "iti train", "lora-0.001", "measuring"} <= set(stages)
 
     stages.clear()
     again = compare_tuned(model, SPLITS, RECIPE, out=tmp_path, progress=told)
     assert again.table.drop(columns="what").equals(found.table.drop(columns="what"))
-    assert not {"lofit-select", "lofit-tune", "lora"} & set(stages)  # finished stages take no step again
+    assert not {"lofit-select", "lofit-tune", "lora-0.001"} & set(stages)  # finished stages take no step again
+
+
+def test_strength_is_chosen_on_validation_alone(tmp_path: Path) -> None:
+    """Test items have no say: with others the choice is the same."""
+    model = made()
+    other = Splits(SPLITS.train, SPLITS.validation, prompts(20, 5))
+    notes = [
+        compare_tuned(model, splits, RECIPE, methods=("iti",), out=tmp_path / name).notes[0]
+        for name, splits in (("a", SPLITS), ("b", other))
+    ]
+    assert notes[0] == notes[1]
 
 
 def test_without_wrong_answers_there_is_no_iti(tmp_path: Path) -> None:
