@@ -105,9 +105,7 @@ class SaeFeature(Method):
         """Return the edit, checked against the model that the SAE was trained on."""
         sae = load_sae(self.sae, str(model.device)) if isinstance(self.sae, str) else self.sae
         if sae.device.type != model.device.type:
-            raise RequestError(
-                f"The SAE is on {sae.device}, the model on {model.device}: use sae.to(device=…)."
-            )
+            raise RequestError(f"The SAE is on {sae.device}, the model on {model.device}: use sae.to(device=…).")
         held = sae.cfg.metadata.get("model_fingerprint")
         if held is not None and held != model.fingerprint:
             raise RequestError(
