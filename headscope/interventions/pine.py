@@ -45,8 +45,8 @@ class PINE(Method):
     prompt. The same prompt with its segments in another order gives the same logits after them, up to rounding. Fewer
     than two segments have one order, so that the method is neutral.
 
-    The prompt is read in one pass; while a layer runs that takes about 4 · B · T² · (H + 4 H / Hkv) bytes, in decoding a
-    row of that. Models with rotary positions are served, sliding windows only where the prompt fits into them.
+    The prompt is read in one pass; while a layer runs that takes about 4 · B · T² · (H + 4 H / Hkv) bytes, a decoding
+    step a row of that. Models with rotary positions are served, sliding windows only where the prompt fits into them.
 
     Parameters
     ----------
