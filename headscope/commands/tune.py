@@ -115,9 +115,9 @@ def tune(
 
         loaded = load(model, device=device, dtype="float32", revision=revision)
     with err().status("Making data"):
+        from headscope.data.tasks import make
         from headscope.interventions.lofit import LoFiTRecipe
         from headscope.interventions.matched import NAMES, Splits, compare_tuned
-        from headscope.interventions.tasks import make
 
         splits = Splits.of(loaded, make(task, loaded, n=n, seed=seed))
     if method is Tunable.lora:

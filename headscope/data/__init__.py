@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from headscope.data.dataset import DataSet
 from headscope.data.needles import NeedleSample, needles, recall
 from headscope.data.repeats import RepeatSample, repeats
+from headscope.data.tasks import Task
+from headscope.data.tasks import make as task
 from headscope.data.texts import TextSample, texts
 
 if TYPE_CHECKING:
@@ -20,11 +22,13 @@ __all__ = [
     "NeedleSample",
     "Organism",
     "RepeatSample",
+    "Task",
     "TextSample",
     "needles",
     "organism",
     "recall",
     "repeats",
+    "task",
     "texts",
 ]
 

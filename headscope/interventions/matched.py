@@ -52,7 +52,7 @@ class Splits:
 
     @classmethod
     def of(cls, model: Any, task: Any) -> Splits:
-        """Return the splits of a task of ``headscope.interventions.tasks``, as tokens."""
+        """Return the splits of a task of ``headscope.data.tasks``, as tokens."""
         parts: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
         for item in task.items:
             name = "validation" if item.split in ("val", "dev") else item.split

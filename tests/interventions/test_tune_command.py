@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     hs.data.organism("llama", seed=0).save(tmp_path / "model")
     task = SimpleNamespace(items=items(), answers=None)
     fake = SimpleNamespace(make=lambda name, model, n, seed: task)
-    monkeypatch.setitem(sys.modules, "headscope.interventions.tasks", fake)
+    monkeypatch.setitem(sys.modules, "headscope.data.tasks", fake)
     return tmp_path
 
 
