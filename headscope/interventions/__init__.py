@@ -9,13 +9,46 @@ from headscope.interventions.registry import METHODS as METHODS
 from headscope.interventions.registry import find_method as find_method
 
 if TYPE_CHECKING:
+    from headscope.interventions.ablation import Ablation as Ablation
+    from headscope.interventions.act import ACT as ACT
     from headscope.interventions.base import Method as Method
+    from headscope.interventions.iti import ITI as ITI
+    from headscope.interventions.knockout import KnockOut as KnockOut
+    from headscope.interventions.knockout import window as window
+    from headscope.interventions.lofit import LoFiT as LoFiT
+    from headscope.interventions.lora import LoRA as LoRA
+    from headscope.interventions.pai import PAI as PAI
+    from headscope.interventions.pasta import PASTA as PASTA
+    from headscope.interventions.pine import PINE as PINE
+    from headscope.interventions.sae import SaeFeature as SaeFeature
+    from headscope.interventions.spotlight import SpotLight as SpotLight
+    from headscope.interventions.steering import SteeringVector as SteeringVector
     from headscope.interventions.store import load as load
     from headscope.interventions.store import save as save
+    from headscope.interventions.temperature import Temperature as Temperature
+    from headscope.interventions.var import VAR as VAR
+    from headscope.interventions.var import sink_dimensions as sink_dimensions
+    from headscope.interventions.zerotuning import ZeroTuning as ZeroTuning
+    from headscope.interventions.zerotuning import check_token as check_token
 
 _NAMES = {
+    "ablation": ("Ablation",),
+    "act": ("ACT",),
     "base": ("Method",),
+    "iti": ("ITI",),
+    "knockout": ("KnockOut", "window"),
+    "lofit": ("LoFiT",),
+    "lora": ("LoRA",),
+    "pai": ("PAI",),
+    "pasta": ("PASTA",),
+    "pine": ("PINE",),
+    "sae": ("SaeFeature",),
+    "spotlight": ("SpotLight",),
+    "steering": ("SteeringVector",),
     "store": ("load", "save"),
+    "temperature": ("Temperature",),
+    "var": ("VAR", "sink_dimensions"),
+    "zerotuning": ("ZeroTuning", "check_token"),
 }
 
 _HOME = {name: f"headscope.interventions.{module}" for module, names in _NAMES.items() for name in names}
