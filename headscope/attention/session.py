@@ -76,7 +76,7 @@ class Session:
         self.collectors = collectors(requests, sites)
         self.stored: dict[str, dict[int, AttentionInputs]] = {}
         self._calls: dict[int, list[Collector]] = defaultdict(list)
-        self.starts: dict[int, int] = {}
+        self._rows: dict[int, tuple[int, int, int]] = {}
         self._visited: set[int] = set()
         self._handles: list[Any] = []
         for collector in self.collectors:
@@ -91,6 +91,17 @@ class Session:
             self.contexts[stack] = Context(batch=batch)
         return self.contexts[stack]
 
+    def places(self, site: Site) -> Tensor:
+        """Return where the rows of a site's current call stand in their prompts, padding not counted: (B, T)."""
+        start, batch, length = self._rows[id(site.output)]
+        places = torch.arange(start, start + length).expand(batch, -1)
+        valid = self.context(site.stack, batch).valid
+        if valid is None:
+            return places
+        before = valid.int().argmax(-1).cpu()  # padding on the left
+        owners = torch.arange(batch) * len(before) // batch  # beams of one prompt lie side by side
+        return (places - before[owners][:, None]).clamp(min=0)
+
     # -- inside the attention function -------------------------------------------------------------------------
 
     def concerns(self, module: nn.Module) -> Site | None:
@@ -104,8 +115,9 @@ class Session:
         """Capture what is asked of this call, and return what becomes of its output."""
         self._visited.add(id(site.attention))
         context = self.context(site.stack, inp.batch)
-        total = context.total if context.total is not None and site.stack != "cross" else inp.tk
-        self.starts[id(site.output)] = total - inp.tq
+        own = self.contexts.get("decoder") if site.stack == "cross" else context
+        total = own.total if own is not None and own.total is not None else inp.tk
+        self._rows[id(site.output)] = max(0, total - inp.tq), inp.batch, inp.tq
         edits = self._row_edits(site, inp, context)
         inp = replace(inp, edits=edits) if edits else inp
         out = None

@@ -269,7 +269,7 @@ def test_encoder_stacks_are_edited(models):
         (lambda: NeuronEdit(0, (1, 2), "clamp", (1.0,)), "1 values for 2 units"),
         (lambda: NeuronEdit(0, (1,), "clamp", float("nan")), "not finite"),
         (lambda: NeuronEdit(0, (1,), "zero", 1.0), "takes no value"),
-        (lambda: NeuronEdit(0, (1,), "resample"), "choose zero"),
+        (lambda: NeuronEdit(0, (1,), "swap"), "choose one of zero"),
         (lambda: ResidualEdit(0, torch.ones(2, 3)), "shape"),
         (lambda: ResidualEdit(0, torch.tensor([1.0, torch.nan])), "not finite"),
         (lambda: ResidualEdit(0, torch.zeros(4), "project"), "direction"),

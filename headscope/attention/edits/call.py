@@ -14,6 +14,9 @@ from headscope.attention.sites import Site
 from headscope.errors import RequestError
 from headscope.kernels.inputs import AttentionInputs
 
+AFTER = "after:"
+"""Before the name of a region: the query rows behind it."""
+
 
 @dataclass
 class Call:
@@ -96,17 +99,27 @@ class Call:
         return whole[..., self.key_start : self.key_start + self.inp.tk]
 
     def rows(self, queries: str | None) -> Tensor | None:
-        """Return which query rows are meant by a region's name, boolean (B, Tq), or None for all."""
+        """Return which query rows are meant by a region's name, boolean (B, Tq), or None for all.
+
+        ``"after:name"`` means all rows behind the last token of a region.
+        """
         if queries is None:
             return None
         start = self.length - self.inp.tq if self.site.stack != "cross" else 0
         rows = torch.zeros(self.inp.batch, self.inp.tq, dtype=torch.bool)
         if queries == "last":
-            rows[:, -1] = True
+            real = self.real_rows()
+            places = torch.arange(self.inp.tq).expand_as(rows)
+            rows[torch.arange(len(rows)), (places if real is None else places * real.cpu()).amax(-1)] = True
         elif queries == "generated":
             first = self.context.prompt_length
             if first is not None:
                 rows[:, max(0, first - start) :] = True
+        elif queries.startswith(AFTER):
+            positions = self.positions([queries.removeprefix(AFTER)])
+            for sample, owner in enumerate(self.owners()):
+                first = max(positions[owner], default=self.length) + 1
+                rows[sample, max(0, first - start) :] = True
         else:
             found = self.context.region(queries, self.length)
             for sample, owner in enumerate(self.owners()):

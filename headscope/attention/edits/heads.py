@@ -38,7 +38,7 @@ class HeadEdit:
         (layer, head) pairs.
     mode
         ``"zero"``: z becomes 0. ``"mean"``: z becomes ``values[layer, head]``, a vector (Dv,), the head's mean over
-        reference data. ``"resample"``: z at absolute position p becomes a row of ``values[layer, head]``, a bank
+        reference data. ``"resample"``: z at position p of a prompt becomes a row of ``values[layer, head]``, a bank
         (N, Dv) of outputs on other data, drawn once for each position by ``seed``. ``"scale"``: z is multiplied by
         ``factor``; 1 is no edit. ``"affine"``: z becomes (1 + A) * z + v, with A and v the two rows of
         ``values[layer, head]`` (2, Dv).
@@ -98,20 +98,21 @@ class HeadEdit:
 
     def _hook(self, site: Site, session: Session) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (self.apply(site, args[0], session.starts.get(id(module), 0)), *args[1:])
+            places = session.places(site) if self.mode == "resample" else None
+            return (self.apply(site, args[0], places), *args[1:])
 
         return site.output.register_forward_pre_hook(hook)
 
-    def apply(self, site: Site, z: Tensor, start: int) -> Tensor:
-        """Return z (B, T, H·Dv) of one site with this edit's heads changed; ``start`` is T's first position."""
+    def apply(self, site: Site, z: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return z (B, T, H·Dv) of one site with this edit's heads changed; ``places`` (B, T) says where rows stand."""
         heads = [head for layer, head in self.heads if layer == site.layer]
         edited = z.clone()
         split = edited.view(*z.shape[:-1], site.heads, -1)
         for head in heads:
-            split[..., head, :] = self._value(site.layer, head, split[..., head, :], start)
+            split[..., head, :] = self._value(site.layer, head, split[..., head, :], places)
         return edited
 
-    def _value(self, layer: int, head: int, z: Tensor, start: int) -> Tensor:
+    def _value(self, layer: int, head: int, z: Tensor, places: Tensor | None) -> Tensor:
         if self.mode == "zero":
             return torch.zeros_like(z)
         if self.mode == "scale":
@@ -122,6 +123,11 @@ class HeadEdit:
             return values.expand_as(z)
         if self.mode == "affine":
             return (1 + values[0]) * z + values[1]
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + layer * 4099 + head) & 0x7FFFFFFF)
-        draws = torch.randint(len(values), (start + z.shape[-2],), generator=generator)
-        return values[draws[start:].to(values.device)].expand_as(z)
+        assert places is not None
+        return values[draws(self.seed, layer, head, len(values), places).to(values.device)]
+
+
+def draws(seed: int, layer: int, head: int, size: int, places: Tensor) -> Tensor:
+    """Return which of ``size`` rows stands in at each place: the same for a place, whatever the call or the batch."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + layer * 4099 + head) & 0x7FFFFFFF)
+    return torch.randint(size, (int(places.max()) + 1,), generator=generator)[places]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from headscope.attention.edits.heads import draws
 from headscope.attention.sites import Site, Sites
 from headscope.errors import RequestError
 
 if TYPE_CHECKING:
     from headscope.attention.session import Session
 
-NeuronMode = Literal["zero", "clamp", "scale", "mean"]
+NeuronMode = Literal["zero", "clamp", "scale", "mean", "resample"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,12 @@ class NeuronEdit:
         Indices of units, each once.
     mode
         ``"zero"``: the units become 0. ``"clamp"``: they become ``value``. ``"scale"``: they are multiplied by
-        ``value``; 1 is no edit. ``"mean"``: they become ``value``, their means over reference data.
+        ``value``; 1 is no edit. ``"mean"``: they become ``value``, their means over reference data. ``"resample"``: at
+        each position they become a row of ``bank``, drawn once for each position of the prompt by ``seed``.
     value
         One number, or one for each of ``units`` in the same order; ``"mean"`` needs the latter.
+    bank, seed
+        Activations of the units on other data (N, units), for ``"resample"``.
     stack
         Which layers; the model's own by default.
     """
@@ -43,6 +48,8 @@ class NeuronEdit:
     units: tuple[int, ...]
     mode: NeuronMode = "zero"
     value: float | tuple[float, ...] | None = None
+    bank: Any = field(default=None, compare=False, repr=False)
+    seed: int = 0
     stack: str | None = None
 
     def __post_init__(self) -> None:
@@ -53,9 +60,14 @@ class NeuronEdit:
         if len(set(units)) < len(units):
             raise RequestError(f"NeuronEdit(layer={self.layer}) names a unit twice: pass each once.")
         object.__setattr__(self, "units", units)
-        if self.mode not in ("zero", "clamp", "scale", "mean"):
-            raise RequestError(f"NeuronEdit(mode={self.mode!r}): choose zero, clamp, scale or mean.")
-        self._check_value()
+        if self.mode not in get_args(NeuronMode):
+            raise RequestError(f"NeuronEdit(mode={self.mode!r}): choose one of {', '.join(get_args(NeuronMode))}.")
+        if self.mode == "resample":
+            self._check_bank()
+        elif self.bank is not None:
+            raise RequestError(f"NeuronEdit(mode={self.mode!r}) takes no bank=; mode='resample' does.")
+        else:
+            self._check_value()
 
     def _check_value(self) -> None:
         value: Any = self.value
@@ -77,6 +89,17 @@ class NeuronEdit:
             raise RequestError(f"NeuronEdit values of layer {self.layer} are not finite.")
         object.__setattr__(self, "value", value)
 
+    def _check_bank(self) -> None:
+        bank = torch.as_tensor(self.bank if self.bank is not None else ())
+        if self.value is not None or bank.dim() != 2 or not len(bank) or bank.shape[1] != len(self.units):
+            raise RequestError(
+                f"NeuronEdit(mode='resample') takes no value=, and bank= of shape (N, {len(self.units)}), "
+                f"activations of its units on other data: not {tuple(bank.shape)}."
+            )
+        if not bool(torch.isfinite(bank).all()):
+            raise RequestError(f"NeuronEdit values of layer {self.layer} are not finite.")
+        object.__setattr__(self, "bank", bank)
+
     @property
     def neutral(self) -> bool:
         """Whether the edit changes nothing, whatever the activation."""
@@ -97,20 +120,28 @@ class NeuronEdit:
         mlp = self._site(session.sites).mlp
         if mlp is None:
             raise AssertionError("validated before")
-        return [mlp.register_forward_pre_hook(self._hook)]
+        return [mlp.register_forward_pre_hook(partial(self._hook, session))]
 
-    def apply(self, x: Tensor) -> Tensor:
-        """Return the activation (…, units) with this edit's units changed."""
+    def apply(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return the activation (…, units) with this edit's units changed; ``places`` (…) are positions to resample."""
         index = torch.tensor(self.units, device=x.device)
         edited = x.clone()
         if self.mode == "scale":
             edited[..., index] = x[..., index] * self._values(x)
+        elif self.mode == "resample":
+            assert places is not None
+            drawn = draws(self.seed, self.layer, -1, len(self.bank), places)
+            edited[..., index] = self.bank.to(x)[drawn.to(x.device)]
         else:
             edited[..., index] = self._values(x).expand(*x.shape[:-1], len(self.units))
         return edited
 
-    def _hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self.apply(args[0]), *args[1:])
+    def _hook(self, session: Session, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x: Tensor = args[0]
+        places = None
+        if self.mode == "resample":
+            places = session.places(self._site(session.sites)).reshape(x.shape[:-1])  # OPT flattens batch and positions
+        return (self.apply(x, places), *args[1:])
 
     def _values(self, x: Tensor) -> Tensor:
         return torch.as_tensor(0.0 if self.value is None else self.value, dtype=x.dtype, device=x.device)
