@@ -113,10 +113,9 @@ def attention(
         answer = session.attend(site, inp, gradients=gradients)
         if answer.out is not None:
             return answer.out.transpose(1, 2).contiguous(), None
-        if answer.heads is not None and answer.patch is not None:
-            out = _unedited(module, query, key, value, attention_mask, dropout, scaling, kwargs)
-            # Heads that no edit names keep the output of the fused kernel, bit for bit.
-            return out.index_copy(2, answer.heads, answer.patch.transpose(1, 2).to(out.dtype)), None
+        # Heads that no edit names keep the output of the fused kernel, bit for bit.
+        out = _unedited(module, query, key, value, attention_mask, dropout, scaling, kwargs)
+        return answer.over(out.transpose(1, 2)).transpose(1, 2), None
     return _unedited(module, query, key, value, attention_mask, dropout, scaling, kwargs), None
 
 

@@ -24,7 +24,7 @@ from headscope.kernels import reference
 from headscope.kernels.dispatch import compute
 from headscope.kernels.edits import RowEdit
 from headscope.kernels.inputs import AttentionInputs
-from headscope.kernels.rows import Wants
+from headscope.kernels.rows import Wants, one_row
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,27 @@ class Answer:
         The output (B, H, Tq, Dv), where it was computed on the way; None to compute it as ever.
     heads, patch
         Heads (n,) whose output is another, and that output (B, n, Tq, Dv).
+    rows
+        Query rows (B, m) that ``patch`` (B, n, m, Dv) holds, −1 for none; None for all.
     """
 
     out: Tensor | None = None
     heads: Tensor | None = None
     patch: Tensor | None = None
+    rows: Tensor | None = None
+
+    def over(self, out: Tensor) -> Tensor:
+        """Return an output (B, H, Tq, Dv) with the patch in it; it is changed in place where no gradient needs it."""
+        if self.heads is None or self.patch is None:
+            return out
+        patch = self.patch.to(out.dtype)
+        out = out.clone() if out.requires_grad or patch.requires_grad else out
+        if self.rows is None:
+            return out.index_copy_(1, self.heads, patch)
+        for sample, rows in enumerate(self.rows):
+            there = rows >= 0
+            out[sample, self.heads[:, None], rows[there]] = patch[sample][:, there]
+        return out
 
 
 class Session:
@@ -76,6 +92,11 @@ class Session:
         self.collectors = collectors(requests, sites)
         self.stored: dict[str, dict[int, AttentionInputs]] = {}
         self._calls: dict[int, list[Collector]] = defaultdict(list)
+        self._editors: dict[tuple[str, int], list[tuple[int, RowsEdit]]] = defaultdict(list)
+        for number, edit in enumerate(self.edits):
+            if isinstance(edit, RowsEdit):
+                for layer in {layer for layer, _ in edit.heads}:
+                    self._editors[edit.stack or sites.default, layer].append((number, edit))
         self._rows: dict[int, tuple[int, int, int]] = {}
         self._visited: set[int] = set()
         self._handles: list[Any] = []
@@ -134,16 +155,12 @@ class Session:
         if gradients:
             return Answer(None, heads, reference.attend(inp.select(heads)))
         with torch.no_grad():
-            return Answer(None, heads, compute(inp.select(heads), Wants(out=True)).out)
+            return _edited(inp, heads)
 
     def _row_edits(self, site: Site, inp: AttentionInputs, context: Context) -> tuple[RowEdit, ...]:
         """Return what the kernels do at this call, in the order of the edits."""
-        found = []
-        for number, edit in enumerate(self.edits):
-            if not isinstance(edit, RowsEdit) or (edit.stack or self.sites.default) != site.stack:
-                continue
-            if any(layer == site.layer for layer, _ in edit.heads):
-                found.append(edit.bind(Call(site, inp, context, self.memory, number)))
+        members = self._editors.get((site.stack, site.layer), ())
+        found = [edit.bind(Call(site, inp, context, self.memory, number)) for number, edit in members]
         return tuple(edit for edit in found if edit is not None)
 
     def check_visited(self) -> None:
@@ -262,6 +279,28 @@ class Session:
             collector.put(layer, "", value, blank_rows(queries, context.valid, length))
 
         return take
+
+
+def _edited(inp: AttentionInputs, heads: Tensor) -> Answer:
+    """Compute the rows that edits change, of some heads (n,)."""
+    if inp.tq == 1:
+        return Answer(None, heads, one_row(inp, heads))
+    rows = _edited_rows(inp)
+    part = inp.select(heads)
+    if rows is None:
+        return Answer(None, heads, compute(part, Wants(out=True)).out)
+    return Answer(None, heads, compute(part, Wants(out=True), rows.clamp(min=0)).out, rows)
+
+
+def _edited_rows(inp: AttentionInputs) -> Tensor | None:
+    """Return the query rows that any edit changes (B, m), filled up with −1, or None for all."""
+    masks = [edit.rows for edit in inp.edits if edit.rows is not None]
+    if len(masks) < len(inp.edits):
+        return None
+    some = torch.stack([mask.expand(inp.batch, -1) for mask in masks]).any(0)
+    counts = some.sum(-1)
+    first = some.int().argsort(dim=-1, descending=True, stable=True)[:, : int(counts.max())]
+    return torch.where(torch.arange(first.shape[1], device=first.device) < counts[:, None], first, -1)
 
 
 def _same(x: Tensor) -> Tensor:

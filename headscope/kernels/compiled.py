@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,11 @@ def library() -> ctypes.CDLL | None:
         return None
     source = resources.files("headscope.kernels").joinpath("rows.c").read_text()
     try:
-        return _bind(_build(compiler, source))
+        kernel = _bind(_build(compiler, source))
+        if _sound(kernel):
+            return kernel
+        logger.warning("%s compiles the row kernels wrongly: plain PyTorch is used instead", compiler)
+        return None
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("row kernels could not be compiled (%s): plain PyTorch is used instead", error)
         return None
@@ -76,4 +81,68 @@ def _bind(path: Path) -> ctypes.CDLL:
     found.headscope_rows.restype = None
     found.headscope_columns.argtypes = [_POINTER, i64, i64, i64, i64, _POINTER, i64, ctypes.c_int]
     found.headscope_columns.restype = None
+    grouped = [_POINTER, i64, i64]
+    found.headscope_masses.argtypes = [_POINTER, i64, i64, i64, *grouped, i64, _POINTER, ctypes.c_int]
+    found.headscope_masses.restype = None
+    found.headscope_weigh.argtypes = [_POINTER, i64, i64, i64, *grouped, i64, _POINTER, ctypes.c_int]
+    found.headscope_weigh.restype = None
+    found.headscope_hide.argtypes = [_POINTER, i64, i64, _POINTER, *grouped, _POINTER, ctypes.c_int]
+    found.headscope_hide.restype = None
     return found
+
+
+def _sound(kernel: ctypes.CDLL) -> bool:
+    """Whether sums over groups and weights are right: some compilers vectorise them wrongly."""
+    heads, keys = 3, 45
+    tile = torch.arange(heads * keys, dtype=torch.float32).view(heads, 1, keys)
+    groups = (torch.arange(heads * keys, dtype=torch.uint8) * 7 % 5).view(heads, keys)
+    member = (groups[..., None] == torch.arange(5)).float()
+    found = masses(kernel, tile, groups, 5)
+    right = torch.equal(found, tile @ member)
+    expected = tile * (found @ member.transpose(1, 2))
+    weigh(kernel, tile, groups, found)
+    return right and torch.equal(tile, expected)
+
+
+def masses(kernel: ctypes.CDLL, tile: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Return what the rows of a tile (H, rows, keys) put on each of ``count`` groups: (H, rows, count).
+
+    ``groups`` (H or 1, at least keys) holds the group of each key as a byte.
+    """
+    heads, rows, seen = tile.shape
+    found = tile.new_empty(heads, rows, count)
+    kernel.headscope_masses(
+        tile.data_ptr(), heads * rows, seen, seen, *_grouped(groups, rows), count, found.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return found
+
+
+def weigh(kernel: ctypes.CDLL, tile: Tensor, groups: Tensor, weights: Tensor) -> None:
+    """Multiply a tile (H, rows, keys) in place with the weight of each key's group, (H, rows, groups)."""
+    heads, rows, seen = tile.shape
+    weights = weights.contiguous()
+    kernel.headscope_weigh(
+        tile.data_ptr(), heads * rows, seen, seen, *_grouped(groups, rows), weights.shape[-1], weights.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def hide(kernel: ctypes.CDLL, tile: Tensor, limit: Tensor, keys: Tensor, edited: Tensor) -> None:
+    """Set logits (H, rows, keys) of hidden keys (H or 1, at least keys) to −inf in place, in ``edited`` rows (H, rows).
+
+    A row that would see nothing then is left alone; row i sees ``limit[i]`` keys (rows,).
+    """
+    heads, rows, seen = tile.shape
+    limit, edited = limit.repeat(heads), edited.contiguous()
+    kernel.headscope_hide(
+        tile.data_ptr(), heads * rows, seen, limit.data_ptr(), *_grouped(keys, rows), edited.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _grouped(groups: Tensor, rows: int) -> tuple[int, int, int]:
+    """Return address, stride between heads, and rows of a head, as the kernels take groups of keys."""
+    if groups.stride(-1) != 1:
+        raise ValueError("groups of keys must lie side by side")
+    return groups.data_ptr(), groups.stride(0) if len(groups) > 1 else 0, rows

@@ -7,22 +7,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from headscope.kernels import reference, sdpa
+from headscope.kernels import sdpa
 from headscope.kernels.compiled import library
-from headscope.kernels.inputs import AttentionInputs, accumulation_dtype
+from headscope.kernels.inputs import AttentionInputs
 from headscope.kernels.rows import Stats, Wants, sweep
 
 
 def compute(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -> Stats:
     """Return what ``wants`` names for all queries, or for ``queries`` (B, n), by the fastest exact way.
 
-    - One edited row a head, a decoding step: plainly. There is nothing to stream, and little to hide overhead behind.
     - Output and log-normaliser alone: the fused kernel.
     - Everything on a CPU with the compiled row kernel, and whatever needs whole rows: one sweep.
     - Otherwise (GPU, or no compiler) flash identities, one fused pass each.
     """
-    if inp.edits and inp.tq == 1 and queries is None and wants == Wants(out=True):
-        return Stats(out=_one_row(inp))
     if queries is not None or not sdpa.available(inp):
         return sweep(inp, wants, queries)
     compiled = inp.q.device.type == "cpu" and library() is not None and inp.q.dtype != torch.float64
@@ -32,12 +29,6 @@ def compute(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -
     if compiled or needs_rows:
         return sweep(inp, wants)
     return _identities(inp, wants)
-
-
-def _one_row(inp: AttentionInputs) -> Tensor:
-    dtype = accumulation_dtype(inp.q.dtype)
-    working = replace(inp, q=inp.q.to(dtype), k=inp.k.to(dtype), v=inp.v.to(dtype))
-    return reference.attend(working).to(inp.v.dtype)
 
 
 def _identities(inp: AttentionInputs, wants: Wants) -> Stats:

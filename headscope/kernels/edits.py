@@ -30,8 +30,9 @@ def _one(x: Tensor | None, sample: int) -> Tensor | None:
     return x[sample : sample + 1] if x.shape[0] > 1 else x
 
 
-def _row_mask(rows: Tensor | None, sample: int, picked: Tensor | slice) -> Tensor | None:
-    return None if rows is None else rows[sample if rows.shape[0] > 1 else 0, picked][None, :, None]
+def _concerned(edit: RowEdit, sample: int, picked: Tensor | slice) -> Tensor:
+    heads, rows = edit.heads[:, None, None], edit.rows
+    return heads if rows is None else heads & rows[sample if rows.shape[0] > 1 else 0, picked][None, :, None]
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ class Hide:
 
     def cut(self, visible: Tensor, sample: int, picked: Tensor | slice) -> Tensor:
         """Return what to hide, boolean (H, rows, keys), of what is visible (H, rows, keys)."""
-        hidden = self.keys[sample, :, None, : visible.shape[-1]] & self.heads[:, None, None]
-        rows = _row_mask(self.rows, sample, picked)
-        hidden = hidden if rows is None else hidden & rows
+        hidden = self.keys[sample, :, None, : visible.shape[-1]] & self.concerned(sample, picked)
         return hidden & (visible & ~hidden).any(-1, keepdim=True)
+
+    def concerned(self, sample: int, picked: Tensor | slice) -> Tensor:
+        """Return which rows the edit changes, boolean (H, rows or 1, 1)."""
+        return _concerned(self, sample, picked)
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,14 @@ class Shape:
         shaped = logits / self.temperature
         if self.bias or self.boost:
             shaped = shaped + keys * (self.bias + self.boost * shaped.abs())
-        concerned = self.heads[:, None, None]
-        rows = _row_mask(self.rows, sample, picked)
-        return torch.where(concerned if rows is None else concerned & rows, shaped, logits)
+        return torch.where(_concerned(self, sample, picked), shaped, logits)
+
+    def apply_(self, logits: Tensor, sample: int, picked: Tensor | slice) -> None:
+        """Shape logits (H, rows, keys) in place."""
+        if self.rows is None and not self.bias and not self.boost and bool(self.heads.all()):
+            logits.div_(self.temperature)
+        else:
+            logits.copy_(self.apply(logits, sample, picked))
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ class Reweight:
     heads
         Which heads are concerned, boolean (H,).
     groups
-        Group of each key, integers (B, H or 1, Tk); 0 is the rest.
+        Group of each key, uint8 (B, H or 1, Tk); 0 is the rest.
     count
         How many groups there are, the rest not counted.
     rule
@@ -138,22 +146,23 @@ class Reweight:
         """Return the edit of one sample alone."""
         return replace(self, groups=_one(self.groups, sample), rows=_one(self.rows, sample))
 
-    def factors(self, tile: Tensor, sample: int, picked: Tensor | slice, *, leaky: bool) -> Tensor:
-        """Return what to multiply attention (H, rows, keys) with.
+    def weights(self, masses: Tensor, sample: int, picked: Tensor | slice, *, leaky: bool) -> Tensor:
+        """Return the weights (H, rows, 1 + count) of rest and groups from their masses, in the same shape.
 
         ``leaky`` says that rows sum to less than one, because a learned sink takes the difference.
         """
+        other = (1 - masses.sum(-1)).clamp(min=0) if leaky else torch.zeros_like(masses[..., 0])
+        weights = self.rule.weights(masses, other)
+        if self.rows is None and bool(self.heads.all()):
+            return weights
+        return torch.where(_concerned(self, sample, picked), weights, torch.ones_like(weights))
+
+    def factors(self, tile: Tensor, sample: int, picked: Tensor | slice, *, leaky: bool) -> Tensor:
+        """Return what to multiply attention (H, rows, keys) with, by plain PyTorch."""
         groups = self.groups[sample, :, : tile.shape[-1]]
         names = torch.arange(self.count + 1, device=groups.device, dtype=groups.dtype)
         member = (groups[..., None] == names).to(tile.dtype).expand(len(tile), -1, -1)
-        masses = tile @ member
-        other = (1 - masses.sum(-1)).clamp(min=0) if leaky else torch.zeros_like(masses[..., 0])
-        weights = self.rule.weights(masses, other)
-        changed = self.heads[:, None, None]
-        rows = _row_mask(self.rows, sample, picked)
-        changed = changed if rows is None else changed & rows
-        weights = torch.where(changed, weights, torch.ones_like(weights))
-        return weights @ member.transpose(1, 2)
+        return self.weights(tile @ member, sample, picked, leaky=leaky) @ member.transpose(1, 2)
 
 
 RowEdit = Hide | Shape | Reweight

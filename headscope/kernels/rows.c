@@ -113,3 +113,61 @@ void headscope_columns(const float *tile, int64_t rows, int64_t cols, int64_t st
             for (int64_t j = 0; j < count; j++) out[j] += partial[j];
         }
 }
+
+/* The group of each key is a byte: one array for each run of ``run`` rows (a head), ``group_stride`` bytes apart, or one
+ * array for all of them where that is 0. */
+
+/* masses[r, g] = what row r puts on the keys of group g < count */
+void headscope_masses(const float *tile, int64_t rows, int64_t cols, int64_t stride, const uint8_t *group,
+                      int64_t group_stride, int64_t run, int64_t count, float *masses, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *s = tile + r * stride;
+        const uint8_t *of = group + r / run * group_stride;
+        for (int32_t g = 0; g < (int32_t)count; g++) {
+            /* 0 or 1 as a factor: GCC 12 loses terms of a sum whose condition is on narrower integers */
+            float lanes[LANES] = {0};
+            int64_t i = 0;
+            for (; i + LANES <= cols; i += LANES)
+                for (int j = 0; j < LANES; j++) lanes[j] += s[i + j] * (float)((int32_t)of[i + j] == g);
+            double sum = 0.0;
+            for (int j = 0; j < LANES; j++) sum += lanes[j];
+            for (; i < cols; i++) sum += s[i] * (float)((int32_t)of[i] == g);
+            masses[r * count + g] = (float)sum;
+        }
+    }
+}
+
+/* tile[r, k] *= weights[r, group of k] */
+void headscope_weigh(float *tile, int64_t rows, int64_t cols, int64_t stride, const uint8_t *group,
+                     int64_t group_stride, int64_t run, int64_t count, const float *weights, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        float *s = tile + r * stride;
+        const uint8_t *of = group + r / run * group_stride;
+        const float *w = weights + r * count;
+        int64_t i = 0;
+        for (; i + LANES <= cols; i += LANES) {
+            float lanes[LANES];
+            for (int j = 0; j < LANES; j++) lanes[j] = w[0];
+            for (int32_t g = 1; g < (int32_t)count; g++)
+                for (int j = 0; j < LANES; j++) lanes[j] = (int32_t)of[i + j] == g ? w[g] : lanes[j];
+            for (int j = 0; j < LANES; j++) s[i + j] *= lanes[j];
+        }
+        for (; i < cols; i++) s[i] *= w[of[i]];
+    }
+}
+
+/* Logits of group 1 become -inf in rows where edit[r] is set and another key can be seen. */
+void headscope_hide(float *tile, int64_t rows, int64_t stride, const int64_t *limit, const uint8_t *group,
+                    int64_t group_stride, int64_t run, const uint8_t *edit, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        float *s = tile + r * stride;
+        const uint8_t *of = group + r / run * group_stride;
+        int64_t other = 0;
+        while (other < limit[r] && (of[other] || !(s[other] > -INFINITY))) other++;
+        if (!edit[r] || other == limit[r]) continue;
+        for (int64_t i = 0; i < limit[r]; i++) s[i] = of[i] ? -INFINITY : s[i];
+    }
+}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headscope.kernels import compiled
 from headscope.kernels.compiled import library
 from headscope.kernels.edits import Hide, Reweight, Shape
 from headscope.kernels.inputs import AttentionInputs, accumulation_dtype, rectangle
@@ -118,6 +119,27 @@ def sweep(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -> 
     return stats
 
 
+def one_row(inp: AttentionInputs, heads: Tensor) -> Tensor:
+    """Return the output (B, n, 1, Dv) of some heads (n,) in a decoding step, Tq = 1, under edits.
+
+    There is nothing to stream: one product, the edits, one product, over key heads as they lie, without a copy.
+    """
+    first, last = int(heads[0]) // inp.group, int(heads[-1]) // inp.group
+    part = inp.with_kv_heads(slice(first, last + 1))
+    dtype = accumulation_dtype(inp.q.dtype)
+    q = (part.q.to(dtype) * part.scale).reshape(part.batch, part.kv_heads, part.group, -1)
+    tiles = torch.matmul(q, part.k.to(dtype).transpose(-1, -2)).view(part.batch, part.heads, 1, part.tk)
+    limit = torch.full((1,), part.tk, device=tiles.device)
+    wants, stats = Wants(out=True), Stats()
+    for sample, tile in enumerate(tiles):
+        place = (sample, slice(None), slice(None))
+        _shape_logits(part, tile, sample, slice(None), limit)
+        _normalise(part, wants, tile.view(part.heads, part.tk), limit, stats, place)
+        _reweight(part, wants, tile, sample, slice(None), stats, place)
+    out = torch.matmul(tiles.view(part.batch, part.kv_heads, part.group, -1), part.v.to(dtype))
+    return out.view(part.batch, part.heads, 1, -1)[:, heads - first * part.group].to(inp.v.dtype)
+
+
 def _by_kv_head(inp: AttentionInputs) -> Iterator[tuple[AttentionInputs, slice]]:
     for kv_head in range(inp.kv_heads):
         yield inp.with_kv_head(kv_head), slice(kv_head * inp.group, (kv_head + 1) * inp.group)
@@ -206,14 +228,28 @@ def _shape_logits(inp: AttentionInputs, tile: Tensor, sample: int, picked: Tenso
         tile.add_(rectangle(inp.bias, sample, picked, seen))
     for edit in inp.edits:
         if isinstance(edit, Shape):
-            tile.copy_(edit.apply(tile, sample, picked))
+            edit.apply_(tile, sample, picked)
     if inp.mask is not None:
         mask = rectangle(inp.mask, sample, picked, seen)
         tile.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else tile.add_(mask)
     for edit in inp.edits:
         if isinstance(edit, Hide):
-            future = torch.arange(seen, device=tile.device) >= limit[:, None]
-            tile.masked_fill_(edit.cut((tile > -torch.inf) & ~future, sample, picked), -torch.inf)
+            _hide(edit, tile, sample, picked, limit)
+
+
+def _hide(edit: Hide, tile: Tensor, sample: int, picked: Tensor | slice, limit: Tensor) -> None:
+    kernel = _kernel(tile)
+    if kernel is not None:
+        edited = edit.concerned(sample, picked).expand(*tile.shape[:2], 1)
+        compiled.hide(kernel, tile, limit, edit.keys[sample], edited)
+        return
+    future = torch.arange(tile.shape[-1], device=tile.device) >= limit[:, None]
+    tile.masked_fill_(edit.cut((tile > -torch.inf) & ~future, sample, picked), -torch.inf)
+
+
+def _kernel(tile: Tensor) -> ctypes.CDLL | None:
+    """Return the compiled kernels where they apply to a tile."""
+    return library() if tile.device.type == "cpu" and tile.dtype == torch.float32 else None
 
 
 def _normalise(
@@ -222,7 +258,7 @@ def _normalise(
     """Turn logits (heads · rows, keys) into attention in place, and take the row statistics on the way."""
     heads = inp.heads
     sink = None if inp.sinks is None else inp.sinks.to(tile.dtype).repeat_interleave(len(limit)).contiguous()
-    kernel = library() if tile.device.type == "cpu" and tile.dtype == torch.float32 else None
+    kernel = _kernel(tile)
     if kernel is None:
         found = _softmax(tile, limit.repeat(heads), sink, entropy=wants.entropy, best=wants.top == 1)
     else:
@@ -253,8 +289,14 @@ def _reweight(
     changes = [edit for edit in inp.edits if isinstance(edit, Reweight)]
     if not changes:
         return
+    kernel = _kernel(tile)
     for edit in changes:
-        tile.mul_(edit.factors(tile, sample, picked, leaky=inp.leaky))
+        if kernel is None:
+            tile.mul_(edit.factors(tile, sample, picked, leaky=inp.leaky))
+        else:
+            groups = edit.groups[sample]
+            masses = compiled.masses(kernel, tile, groups, edit.count + 1)
+            compiled.weigh(kernel, tile, groups, edit.weights(masses, sample, picked, leaky=inp.leaky))
     if stats.entropy is not None:
         stats.entropy[place] = torch.special.entr(tile).sum(-1)
     if wants.top == 1 and stats.top_keys is not None and stats.top_weights is not None:
@@ -341,7 +383,7 @@ def _collect(
 
 def _add_columns(tile: Tensor, received: Tensor) -> None:
     heads, rows, seen = tile.shape
-    kernel = library() if tile.device.type == "cpu" and tile.dtype == torch.float32 else None
+    kernel = _kernel(tile)
     if kernel is None:
         received[:, :seen] += tile.sum(1)
     else:

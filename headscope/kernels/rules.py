@@ -2,13 +2,14 @@
 
 Attention becomes A'[q, k] = w(q, group of k) · A[q, k]. Masses come as (…, 1 + G): the rest first, then the groups;
 ``other`` (…) is what a learned sink takes, 0 without one. Weights come back in the shape of the masses. A row that a
-rule would leave with nothing keeps its attention.
+rule would leave with nothing keeps its attention. ``needs`` are the groups without which a rule changes nothing.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class Scale:
     scales: tuple[float, ...]
     rest: float = 1.0
 
+    needs: ClassVar[tuple[int, ...]] = ()
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(float(x) for x in self.scales))
         for value in (*self.scales, self.rest):
@@ -72,6 +75,8 @@ class Floor:
 
     share: float
 
+    needs: ClassVar[tuple[int, ...]] = (1,)
+
     def __post_init__(self) -> None:
         _number("Floor", "share", self.share, 0, 1)
 
@@ -99,6 +104,8 @@ class Transfer:
     """Keep part of the first group's mass; what is freed goes to all other keys in proportion to theirs."""
 
     keep: float
+
+    needs: ClassVar[tuple[int, ...]] = (1,)
 
     def __post_init__(self) -> None:
         _number("Transfer", "keep", self.keep, 0)
@@ -134,6 +141,8 @@ class Redistribute:
     keep: float
     max_portion: float
     min_total: float
+
+    needs: ClassVar[tuple[int, ...]] = (2, 3)
 
     def __post_init__(self) -> None:
         for name in ("keep", "max_portion", "min_total"):

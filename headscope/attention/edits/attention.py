@@ -112,7 +112,8 @@ class AttentionEdit(RowsEdit):
     rule
         Gives the weights of each row from the mass it puts on each group.
     queries
-        Edit the query rows of this region only, such as ``"last"`` or ``"generated"``; all by default.
+        Edit the query rows of this region only, such as ``"last"``, ``"generated"`` or ``"after:name"``, the rows
+        behind region ``name``; all by default.
     stack
         Which attention; the model's own by default.
     """
@@ -148,18 +149,38 @@ class AttentionEdit(RowsEdit):
         rows = call.rows(self.queries)
         if rows is not None and not bool(rows.any()):
             return None
-        heads = call.active(self.heads)
-        groups = self._static(call)
-        found = [(n, g.keys.find(call, heads)) for n, g in enumerate(self.groups, 1) if not isinstance(g.keys, tuple)]
-        for number, mask in reversed(found):
-            groups = torch.where(mask, torch.full_like(groups[..., :1], number), groups)
-        if found:
-            some = any(bool(mask.any()) for _, mask in found)
-            call.memory.setdefault((call.owner, "found"), []).append(some)
+        heads = self._concerned(call)
+        groups, named = self._static(call)
+        missing = [n for n in self.rule.needs if n not in named and isinstance(self.groups[n - 1].keys, tuple)]
+        if missing or not bool(heads.any()):
+            return None
+        for number, group in reversed(list(enumerate(self.groups, start=1))):
+            if not isinstance(group.keys, tuple):
+                mask = group.keys.find(call, heads)
+                groups = torch.where(mask, torch.full_like(groups[..., :1], number), groups)
         return Reweight(heads, groups, len(self.groups), self.rule, rows)
 
-    def _static(self, call: Call) -> torch.Tensor:
-        """Return the groups of keys that are known by name, integers (B, 1, Tk), worked out once for each length."""
+    def _concerned(self, call: Call) -> torch.Tensor:
+        """Return the heads (H,) of this layer for which the keys were found that the rule needs; set by the prefill."""
+        slot = (call.owner, "concerned", call.site.layer)
+        if slot not in call.memory:
+            heads, some = call.active(self.heads), []
+            for number, group in enumerate(self.groups, start=1):
+                if not isinstance(group.keys, tuple):
+                    mask = group.keys.find(call, heads)
+                    some.append(bool(mask.any()))
+                    heads = heads & mask.any(-1).any(0) if number in self.rule.needs else heads
+            if some:
+                call.memory.setdefault((call.owner, "found"), []).append(any(some))
+            call.memory[slot] = heads
+        held: torch.Tensor = call.memory[slot]
+        return held
+
+    def _static(self, call: Call) -> tuple[torch.Tensor, set[int]]:
+        """Return the groups of keys that are known by name, uint8 (B, 1, Tk), and those of them that hold a key.
+
+        Worked out once for each length.
+        """
         slot, now = (call.owner, "static", call.inp.tk), (call.length, call.key_start)
         if call.memory.get(slot, (None,))[0] != now:
             groups = torch.zeros(call.inp.batch, 1, call.inp.tk, dtype=torch.uint8, device=call.inp.q.device)
@@ -173,8 +194,8 @@ class AttentionEdit(RowsEdit):
                         "weight would such a key get?"
                     )
                 groups[mask] = number
-            call.memory[slot] = now, groups
-        held: torch.Tensor = call.memory[slot][1]
+            call.memory[slot] = now, (groups, set(groups.unique().tolist()))
+        held: tuple[torch.Tensor, set[int]] = call.memory[slot][1]
         return held
 
 

@@ -131,7 +131,8 @@ class ResidualPeaks:
     def watch(self, session: Session, layers: set[int], stack: str | None) -> list[Any]:
         """Install hooks that look at the inputs of layers; return the handles."""
         found = session.sites.stack(stack)
-        return [self._hook(session, found[layer].block, layer) for layer in sorted(layers)]
+        new = [layer for layer in sorted(layers) if self._slot(layer) not in session.memory]
+        return [self._hook(session, found[layer].block, layer) for layer in new]
 
     def _hook(self, session: Session, block: nn.Module, layer: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
