@@ -15,11 +15,18 @@ from headscope.errors import DataError, nearest
 __all__ = ["SPLITS", "TASKS", "Task", "TaskItem", "Verdict", "make"]
 
 TASKS: dict[str, str] = {
+    "needles": "which fact does the text state? among facts of the same form",
+    "counterfactual": "a known fact has changed: previously …, currently …",
+    "json": "write a text as JSON, with the keys in a stated order",
     "sentiment": "is a review positive or negative? few-shot",
+    "topic": "is a line of news about sports, science, business or music? few-shot",
+    "pronouns": "rewrite a text with they for she or he",
+    "truthful": "what is true, where many believe something else?",
+    "instruction": "answer in the form that the top of the context asks for",
 }
 """What each task asks."""
 
-_MODULES = {name: name for name in TASKS}
+_MODULES = {name: name for name in TASKS} | {"json": "formatting"}
 
 
 def make(name: str, model: Any, n: int = 200, seed: int = 0, **options: Any) -> Task:

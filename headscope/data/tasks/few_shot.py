@@ -67,10 +67,14 @@ class Classification:
         seen: set[str] = set()
         for split, count in sizes(n).items():
             rng = Random(f"tasks/{self.name}/{seed}/{split}")
-            queues = {label: iter(around(self.sources[split][label], count, rng)) for label in self.labels}
+            # Labels with the same sources go round them together.
+            sources = {label: tuple(self.sources[split][label]) for label in self.labels}
+            queues = {names: iter(around(names, count, rng)) for names in dict.fromkeys(sources.values())}
             for number, label in enumerate(around(self.labels, count, rng)):
                 name = f"{self.name}-{seed}-{split}-{number:04d}"
-                items.append(fresh(seen, partial(self._item, name, split, next(queues[label]), label, shots, ask, rng)))
+                items.append(
+                    fresh(seen, partial(self._item, name, split, next(queues[sources[label]]), label, shots, ask, rng))
+                )
         parameters = {"n": n, "seed": seed, "shots": shots, "chat": ask}
         return finish(self.name, model, items, "text", parameters, answers=self.labels, shorten="Lower shots=.")
 

@@ -7,7 +7,7 @@ measured on test items of another.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
@@ -202,6 +202,12 @@ def chats(model: Any, name: str, chat: bool | None) -> bool:
     return has if chat is None else chat
 
 
+def room_for(model: Any, answers: Iterable[str], slack: int = SLACK) -> int:
+    """Return how many new tokens the longest of the answers may take, ``slack`` more than its own."""
+    texts = [f" {text}" for text in sorted(set(answers))]
+    return max(map(len, model.tokenizer(texts, add_special_tokens=False)["input_ids"])) + slack
+
+
 def finish(
     name: str,
     model: Any,
@@ -227,9 +233,7 @@ def finish(
     DataError
         If a prompt and its answer do not fit the model's context, or lack the region.
     """
-    texts = {text for item in items for text in (item.gold, *item.answers)}
-    encoded = model.tokenizer([f" {text}" for text in sorted(texts)], add_special_tokens=False)["input_ids"]
-    longest = max(map(len, encoded)) + slack
+    longest = room_for(model, (text for item in items for text in (item.gold, *item.answers)), slack)
     room = None if model.spec.n_ctx is None else int(model.spec.n_ctx) - longest + 1
     for item in items:
         try:
@@ -260,7 +264,7 @@ def fresh(seen: set[str], make: Callable[[], TaskItem], tries: int = 200) -> Tas
         if key not in seen:
             seen.add(key)
             return item
-    raise DataError(f"There are no more than {len(seen)} different prompts of this kind. Ask for fewer items: lower n.")
+    raise DataError(f"After {len(seen)} prompts there was no new one of this kind. Ask for fewer items: lower n.")
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
