@@ -30,6 +30,7 @@ class Tunable(StrEnum):
     lofit = "lofit"
     iti = "iti"
     lora = "lora"
+    steering = "steering"
 
 
 class Losses(StrEnum):
@@ -40,7 +41,7 @@ class Losses(StrEnum):
 
 
 TRAINING, MACHINE = "Training", "Model and machine"
-_TITLES = {"lofit": "LoFiT", "iti": "ITI", "lora": "LoRA"}
+_TITLES = {"lofit": "LoFiT", "iti": "ITI", "lora": "LoRA", "steering": "Steering vector"}
 
 
 def tune(
@@ -102,7 +103,9 @@ def tune(
 
       headscope tune lofit --task truthful --loss dpo --k 16 --no-baselines
 
-      headscope tune iti --task truthful --out iti.json
+      headscope tune iti --task truthful --out iti.json --no-baselines
+
+      headscope tune steering --task truthful --out vector.json --no-baselines
     """
     quiet_libraries()
     share_processors()
@@ -117,7 +120,7 @@ def tune(
     with err().status("Making data"):
         from headscope.data.tasks import make
         from headscope.interventions.lofit import LoFiTRecipe
-        from headscope.interventions.matched import NAMES, Splits, compare_tuned
+        from headscope.interventions.matched import MATCHED, Name, Splits, compare_tuned
 
         splits = Splits.of(loaded, make(task, loaded, n=n, seed=seed))
     if method is Tunable.lora:
@@ -126,7 +129,9 @@ def tune(
         require()
     recipe = LoFiTRecipe(k=k, l1=l1, epochs=epochs, batch=batch, seed=seed, loss=loss.value)
     folder = folder or edit.parent / f"{edit.stem}-run"
-    names = NAMES if baselines else (method.value,)
+    names: tuple[Name, ...] = (method.value,)
+    if baselines:
+        names = tuple(dict.fromkeys((*MATCHED, *names)))
     with progress("Tuning") as advance:
         found = compare_tuned(
             loaded, splits, recipe, methods=names, random_heads=baselines, out=folder, fresh=fresh, progress=advance

@@ -1,10 +1,11 @@
-"""LoFiT, ITI and LoRA with as many numbers each, trained on one task and measured on its test items."""
+"""LoFiT, ITI and LoRA with as many numbers each, and a steering vector, trained on one task and measured on it."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,8 @@ from headscope.files import canonical_json, sha256_text
 from headscope.interventions.iti import ITI, ITIRecipe, fit_iti
 from headscope.interventions.lofit import LoFiTRecipe, Tuned, overlap, tune_lofit
 from headscope.interventions.lora import LoRARecipe, available, tune_lora
+from headscope.interventions.steering import SteeringVector
+from headscope.interventions.steering_scan import fit_steering
 from headscope.interventions.training import Example, examples, open_store, score
 
 if TYPE_CHECKING:
@@ -26,10 +29,14 @@ if TYPE_CHECKING:
     from headscope.probes.base import Progress
     from headscope.probes.store import Store
 
-Name = Literal["lofit", "iti", "lora"]
-NAMES: tuple[Name, ...] = ("lofit", "iti", "lora")
+Name = Literal["lofit", "iti", "lora", "steering"]
+MATCHED: tuple[Name, ...] = ("lofit", "iti", "lora")
+"""Methods that can be given any number of numbers."""
+NAMES: tuple[Name, ...] = (*MATCHED, "steering")
 ALPHAS = (1.0, 5.0, 15.0)
 """Strengths of ITI that are tried on the validation items; 15 is the paper's for Llama-7B."""
+COEFFICIENTS = (0.5, 1.0, 2.0, 4.0)
+"""Strengths of the steering vector that are tried on the validation items."""
 RATES = (1e-3, 1e-2)
 """Learning rates of LoRA that are tried on the validation items: at so few numbers the usual ones are too low."""
 
@@ -126,7 +133,7 @@ def compare_tuned(
     splits: Splits,
     recipe: LoFiTRecipe | None = None,
     *,
-    methods: Sequence[Name] = NAMES,
+    methods: Sequence[Name] = MATCHED,
     iti: ITIRecipe | None = None,
     lora: LoRARecipe | None = None,
     random_heads: bool = True,
@@ -135,6 +142,8 @@ def compare_tuned(
     progress: Progress | None = None,
 ) -> Comparison:
     """Train methods on one task with as many numbers each, and measure them on its test items.
+
+    A steering vector has as many numbers as the residual stream is wide, whatever the budget.
 
     Parameters
     ----------
@@ -167,12 +176,13 @@ def compare_tuned(
             heads = _random(tuned["LoFiT"].method.heads, model, recipe.seed)  # type: ignore[attr-defined]
             stage = {"stage": "lofit-random-heads", **options}
             tuned["LoFiT, random heads"] = tune_lofit(model, splits.train, recipe, heads=heads, **stage)
-    if "iti" in methods:
-        if any(e.wrong for e in splits.train) and any(e.wrong for e in splits.validation):
-            tuned["ITI"], said = _iti(model, splits, iti, recipe, options)
+    contrasted = all(e.wrong for e in (*splits.train, *splits.validation))
+    for name, title, train in (("iti", "ITI", partial(_iti, iti=iti)), ("steering", "Steering vector", _steering)):
+        if name in methods and contrasted:
+            tuned[title], said = train(model, splits, recipe=recipe, options=options)
             notes += said
-        else:
-            notes.append("ITI is left out: it tells right answers from wrong ones, and the items have no wrong ones.")
+        elif name in methods:
+            notes.append(f"{title} is left out: it tells right answers from wrong ones, and some items have none.")
     if "lora" in methods:
         if available():
             tuned["LoRA"], said = _lora(model, splits, lora, _budget(model, tuned, recipe), recipe, options)
@@ -210,6 +220,16 @@ def _iti(
         return found, []
     tried = {alpha: replace(found, method=replace(method, alpha=alpha)) for alpha in ALPHAS}
     return _best("ITI's alpha", tried, model, splits.validation)
+
+
+def _steering(model: Any, splits: Splits, recipe: LoFiTRecipe, options: dict[str, Any]) -> tuple[Tuned, list[str]]:
+    parts = {"batch": recipe.batch, "seed": recipe.seed, "progress": options["progress"]}
+    found = fit_steering(model, splits.train, splits.validation, **parts)
+    vector = found.method
+    assert isinstance(vector, SteeringVector)
+    tried = {c: replace(found, method=replace(vector, coefficient=c)) for c in COEFFICIENTS}
+    best, said = _best("The steering vector's coefficient", tried, model, splits.validation)
+    return best, [*found.notes, *said]
 
 
 def _lora(
@@ -278,6 +298,8 @@ def _row(
 
 
 def _words(found: Tuned) -> str:
+    if isinstance(found.method, SteeringVector):
+        return f"the stream of layer {found.method.layer}"
     heads = getattr(found.method, "heads", None)
     return found.notes[0] if heads is None and found.notes else f"{len(heads or ())} heads"
 

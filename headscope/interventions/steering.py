@@ -18,7 +18,6 @@ from headscope.errors import DataError, RequestError
 from headscope.interventions.base import Method
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from headscope.attention.edits import Edit
     from headscope.models.model import Model
@@ -212,7 +211,7 @@ class SteeringVector(Method):
         DataError
             If there are fewer than two pairs, or the activations of a pair's two prompts are the same everywhere.
         """
-        chosen = _heads_of(model, layer, heads) if site == "head" else ()
+        chosen = heads_of(model, layer, heads) if site == "head" else ()
         held = activations(model, pairs, [layer], site=site, position=position, batch_size=batch_size)
         return cls._from_activations(held[layer], layer, method, site, chosen, options)
 
@@ -276,7 +275,7 @@ def activations(
     flat = [prompt for pair in as_pairs(pairs) for prompt in (pair.positive, pair.negative)]
     kind = Residual if site == "residual" else HeadOutput
     out: dict[int, list[Floats]] = {layer: [] for layer in layers}
-    for chunk in _chunks(_prompts(model, flat), batch_size):
+    for chunk in chunks(prompts_of(model, flat), batch_size):
         run = model.run(chunk, [kind(layers=list(layers), queries=position, name="read")], logits=False)
         values = np.asarray(run["read"].values, dtype=np.float64)
         for index, layer in enumerate(layers):
@@ -284,151 +283,6 @@ def activations(
             out[layer].append(np.nanmean(values[index], axis=-2))
     joined = {layer: np.concatenate(parts) for layer, parts in out.items()}
     return {layer: x.reshape(-1, 2, *x.shape[1:]) for layer, x in joined.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class LayerScan:
-    """Vectors of several layers, held against pairs that they were not fitted on.
-
-    Attributes
-    ----------
-    table
-        One row per layer: ``separation``, the share of validation pairs whose positive lies further along v;
-        ``effect``, the mean rise in log p(positive answer) − log p(negative answer) under steering, with ``ci_low``
-        and ``ci_high``; ``control``, the same for random directions of equal norm.
-    vectors
-        The vector of each layer.
-    """
-
-    table: pd.DataFrame
-    vectors: dict[int, SteeringVector]
-
-    def best(self) -> SteeringVector:
-        """Return the vector of the largest effect above that of its control."""
-        gain = (self.table["effect"] - self.table["control"]).to_numpy()
-        return self.vectors[int(self.table["layer"].iloc[int(gain.argmax())])]
-
-
-def scan_layers(
-    model: Model,
-    train: Sequence[ContrastPair | tuple[Any, Any]],
-    validation: Sequence[ContrastPair | tuple[Any, Any]],
-    layers: Sequence[int] | None = None,
-    *,
-    method: Fit = "mean",
-    site: Site = "residual",
-    controls: int = 3,
-    batch_size: int = 8,
-    seed: int = 0,
-    **options: Any,
-) -> LayerScan:
-    """Fit one vector per layer and measure each on the validation pairs.
-
-    Parameters
-    ----------
-    layers
-        Layers to try; by default all, but for the stream of the first, which is the embedding.
-    controls
-        Random directions per layer.
-    options
-        Further fields of ``SteeringVector``: coefficient, units, positions.
-
-    Raises
-    ------
-    DataError
-        If a validation pair is also in the training pairs.
-    """
-    import pandas as pd
-
-    from headscope.probes.statistics import bootstrap
-
-    held_out = as_pairs(validation)
-    if {_key(pair) for pair in held_out} & {_key(pair) for pair in as_pairs(train)}:
-        raise DataError(
-            "Some validation pairs are training pairs: the scan would flatter its vectors. Split them first."
-        )
-    chosen = list(layers) if layers is not None else list(range(int(site == "residual"), model.spec.n_layers))
-    fitted = activations(model, train, chosen, site=site, batch_size=batch_size)
-    tested = activations(model, held_out, chosen, site=site, batch_size=batch_size)
-    base = margins(model, held_out, batch_size=batch_size)
-    sources = [pair.source or str(i) for i, pair in enumerate(held_out)]
-    rows, vectors = [], {}
-    for layer in chosen:
-        heads = _heads_of(model, layer, None) if site == "head" else ()
-        vector = SteeringVector._from_activations(fitted[layer], layer, method, site, heads, options)
-        along = tested[layer].reshape(len(held_out), 2, -1) @ vector.vector.reshape(-1)
-        with model.edited(vector):
-            gain = margins(model, held_out, batch_size=batch_size) - base
-        random = []
-        for number in range(controls):
-            with model.edited(vector.control(seed + number)):
-                random.append(margins(model, held_out, batch_size=batch_size) - base)
-        interval = bootstrap(gain[:, None], sources, seed=seed)
-        rows.append(
-            {
-                "layer": layer,
-                "separation": float((along[:, 0] > along[:, 1]).mean()),
-                "effect": float(interval.mean[0]),
-                "ci_low": float(interval.low[0]),
-                "ci_high": float(interval.high[0]),
-                "control": float(np.mean(random)) if random else 0.0,
-                "share": vector.share,
-                "norm": vector.norm,
-                "n": len(held_out),
-            }
-        )
-        vectors[layer] = vector
-    return LayerScan(pd.DataFrame(rows), vectors)
-
-
-def margins(model: Model, pairs: Sequence[ContrastPair | tuple[Any, Any]], *, batch_size: int = 8) -> Floats:
-    """Return log p(positive's ending) − log p(negative's ending) after their common beginning, (pairs,), in nats.
-
-    Raises
-    ------
-    DataError
-        If the prompts of a pair have no common beginning, or one is the beginning of the other.
-    """
-    import torch
-
-    prompts = _prompts(model, [p for pair in as_pairs(pairs) for p in (pair.positive, pair.negative)])
-    shared = [
-        common for one, other in zip(prompts[::2], prompts[1::2], strict=True) for common in [_common(one, other)] * 2
-    ]
-    scores = []
-    for chunk, begins in zip(_chunks(prompts, batch_size), _chunks(shared, batch_size), strict=True):
-        endings = [len(prompt) - begin for prompt, begin in zip(chunk, begins, strict=True)]
-        logits = model.run(chunk, logits=max(endings) + 1, side="left").logits
-        if logits is None:
-            raise RequestError(f"{model.name} has no language-model head: a vector's effect cannot be measured.")
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
-        for row, (prompt, ending) in enumerate(zip(chunk, endings, strict=True)):
-            ids = torch.tensor(prompt.ids[-ending:], device=logprobs.device)
-            scores.append(float(logprobs[row, -ending - 1 : -1].gather(-1, ids[:, None]).sum()))
-    values = np.array(scores).reshape(-1, 2)
-    return np.asarray(values[:, 0] - values[:, 1], dtype=np.float64)
-
-
-def contrast_pairs(model: Model, items: Sequence[Any], *, seed: int = 0) -> list[ContrastPair]:
-    """Return pairs from items of an evaluation task: each prompt with its gold answer, and with a wrong one.
-
-    Parameters
-    ----------
-    items
-        With ``prompt(model)``, ``gold``, ``answers`` and ``source``; the wrong answer is drawn from ``answers``.
-    """
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for item in items:
-        wrong = [answer for answer in item.answers if answer != item.gold]
-        if not wrong:
-            raise DataError(f"Item {item.id!r} has no wrong answer to set against {item.gold!r}: give it answers.")
-        prompt = item.prompt(model)
-        right, other = (
-            _with_answer(model, prompt, ending) for ending in (item.gold, wrong[int(rng.integers(len(wrong)))])
-        )
-        pairs.append(ContrastPair(right, other, str(item.source)))
-    return pairs
 
 
 def as_pairs(pairs: Sequence[ContrastPair | tuple[Any, Any]]) -> list[ContrastPair]:
@@ -439,39 +293,21 @@ def as_pairs(pairs: Sequence[ContrastPair | tuple[Any, Any]]) -> list[ContrastPa
     return made
 
 
-def _prompts(model: Model, given: Sequence[Prompt | str]) -> list[Prompt]:
+def prompts_of(model: Model, given: Sequence[Prompt | str]) -> list[Prompt]:
+    """Return text and prompts as prompts."""
     from headscope.models.prompt import Prompt
 
     return [Prompt.from_text(model._need_tokenizer(), p) if isinstance(p, str) else p for p in given]
 
 
-def _with_answer(model: Model, prompt: Prompt, answer: str) -> Prompt:
-    from headscope.probes.teacher import answer_ids
-
-    regions = {name: found for name, found in prompt.regions.items() if name != "bos"}  # every prompt has that one
-    return model.prompt_from_ids([*prompt.ids, *answer_ids(model, prompt, answer)], regions)
-
-
-def _common(one: Prompt, other: Prompt) -> int:
-    shared = next((i for i, (a, b) in enumerate(zip(one.ids, other.ids, strict=False)) if a != b), None)
-    if not shared:
-        raise DataError(
-            "The prompts of a pair must begin alike and then differ, so that their endings can be compared: "
-            f"{one.text[:60]!r} and {other.text[:60]!r} do not."
-        )
-    return shared
-
-
-def _key(pair: ContrastPair) -> tuple[Any, Any]:
-    return tuple(p if isinstance(p, str) else p.ids for p in (pair.positive, pair.negative))  # type: ignore[return-value]
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Yield ``size`` items at a time."""
     for start in range(0, len(items), max(1, size)):
         yield list(items[start : start + max(1, size)])
 
 
-def _heads_of(model: Model, layer: int, heads: Iterable[tuple[int, int]] | None) -> tuple[tuple[int, int], ...]:
+def heads_of(model: Model, layer: int, heads: Iterable[tuple[int, int]] | None) -> tuple[tuple[int, int], ...]:
+    """Return the heads of a layer that are named, or all of them; RequestError if one is of another layer."""
     if heads is None:
         return tuple(pair for pair in model.spec.heads() if pair[0] == layer)
     chosen = tuple((int(at), int(head)) for at, head in heads)

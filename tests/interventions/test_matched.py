@@ -39,6 +39,19 @@ SPLITS = Splits(prompts(24, 0), prompts(12, 1), prompts(20, 2))
 RECIPE = LoFiTRecipe(k=2, epochs=3, batch=8, lr_A=2e-2, lr_v=5e-2)
 
 
+def test_a_steering_vector_is_fitted_where_it_helps(tmp_path: Path) -> None:
+    model = made()
+    found = compare_tuned(model, SPLITS, RECIPE, methods=("steering",), out=tmp_path)
+    row = found.table.set_index("method").loc["Steering vector"]
+    assert row["parameters"] == 32
+    assert row["what"].startswith("the stream of layer 1")
+    assert any("coefficient is" in note for note in found.notes)
+    nameless = Splits(prompts(8, 0, wrong=0), prompts(8, 1, wrong=0), prompts(8, 2, wrong=0))
+    left_out = compare_tuned(model, nameless, RECIPE, methods=("steering",), out=tmp_path, fresh=True)
+    assert list(left_out.table["method"]) == ["untuned"]
+    assert "Steering vector is left out" in left_out.notes[0]
+
+
 def test_measure_is_what_a_plain_run_says() -> None:
     model = made()
     found = measure(model, SPLITS.test, batch=7)
@@ -139,5 +152,5 @@ def test_splits_of_a_task() -> None:
 
 def test_unknown_methods_are_refused(tmp_path: Path) -> None:
     for names in ((), ("dora",)):
-        with pytest.raises(RequestError, match="choose from lofit, iti, lora"):
+        with pytest.raises(RequestError, match="choose from lofit, iti, lora, steering"):
             compare_tuned(made(), SPLITS, RECIPE, methods=names, out=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,16 +17,10 @@ from transformers import PreTrainedTokenizerFast
 from headscope.attention import requests as ask
 from headscope.attention.engine import NAME
 from headscope.errors import DataError, RequestError
-from headscope.interventions.steering import (
-    ContrastPair,
-    SteeringVector,
-    activations,
-    contrast_pairs,
-    fit_direction,
-    margins,
-    scan_layers,
-)
+from headscope.interventions.steering import ContrastPair, SteeringVector, activations, fit_direction
+from headscope.interventions.steering_scan import answer_pairs, contrast_pairs, fit_steering, margins, scan_layers
 from headscope.interventions.store import decode, encode
+from headscope.interventions.training import Example
 from headscope.models.families import build_spec
 from headscope.models.model import Model
 from headscope.models.prompt import Prompt
@@ -341,3 +336,23 @@ def test_bad_input_is_refused(model):
         SteeringVector.fit(model, made, 1, method="lda")
     with pytest.raises(RequestError, match="31 numbers"), model.edited(SteeringVector(1, np.ones(31))):
         pass
+
+
+def test_the_layer_of_a_fitted_vector_is_the_one_that_moves_answers(planted):
+    """The planted direction is read out by the unembedding, so every layer moves answers; random directions do not."""
+    model, concept = planted
+    made = [
+        Example(
+            f"{i}", f"s{i}", Prompt.from_ids(pair.positive.ids[:-1]), pair.positive.ids[-1:], (pair.negative.ids[-1:],)
+        )
+        for i, pair in enumerate(pairs(32))
+    ]
+    found = fit_steering(model, made[:20], made[20:])
+    assert found.parameters == 32
+    assert found.method.vector @ concept.numpy() > 5
+    before, after = margins(model, answer_pairs(made[20:])), None
+    with model.edited(found.method):
+        after = margins(model, answer_pairs(made[20:]))
+    assert (after - before).mean() > 1
+    with pytest.raises(DataError, match="no wrong answer"):
+        answer_pairs([replace(made[0], wrong=())])
