@@ -50,9 +50,10 @@ class Context:
 
     def _real(self, sample: int, length: int) -> list[int]:
         valid = self.key_valid if self.key_valid is not None else self.valid
-        if valid is None or valid.shape[1] != length:
+        if valid is None or valid.shape[1] > length or (valid.shape[1] < length and self.total is None):
             return list(range(length))
-        return torch.nonzero(valid[sample]).flatten().tolist()
+        # Keys past those of the prompt are new tokens, all of them real.
+        return [*torch.nonzero(valid[sample]).flatten().tolist(), *range(valid.shape[1], length)]
 
     def keys(self, positions: Sequence[int], sample: int, length: int) -> list[int]:
         """Move key positions counted in the bare prompt to where padding put them."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 def _grown(held: Tensor, call: Call) -> Tensor:
     """Return a mask of the prefill's keys for the keys of this call: new keys are in no group."""
+    if held.shape[0] not in (1, call.inp.batch):  # answers to one prompt, branched off after the prefill
+        held = held.repeat_interleave(call.inp.batch // held.shape[0], 0)
     more = call.length - held.shape[-1]
     if more > 0:
         held = torch.nn.functional.pad(held, (0, more))
