@@ -14,8 +14,12 @@ from typer.core import TyperGroup
 from headscope import __version__
 from headscope.commands.bench import bench
 from headscope.commands.compare import compare
+from headscope.commands.evaluate import evaluate
 from headscope.commands.models import models
+from headscope.commands.profile import profile
 from headscope.commands.rank import rank
+from headscope.commands.steer import steer
+from headscope.commands.tune import tune
 from headscope.errors import HeadscopeError
 
 
@@ -45,6 +49,10 @@ app = typer.Typer(
 )
 app.command()(rank)
 app.command()(compare)
+app.command()(steer)
+app.command()(profile)
+app.command()(evaluate)
+app.command()(tune)
 app.add_typer(models, name="models")
 app.add_typer(bench, name="bench")
 
