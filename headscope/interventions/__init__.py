@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from headscope.interventions.evaluate import evaluate as evaluate  # eagerly: its module would hide the function
+from headscope.interventions.evaluate import sweep as sweep
 from headscope.interventions.registry import METHODS as METHODS
 from headscope.interventions.registry import find_method as find_method
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from headscope.interventions.ablation import Ablation as Ablation
     from headscope.interventions.act import ACT as ACT
     from headscope.interventions.base import Method as Method
+    from headscope.interventions.evaluation import Evaluation as Evaluation
     from headscope.interventions.iti import ITI as ITI
     from headscope.interventions.knockout import KnockOut as KnockOut
     from headscope.interventions.knockout import window as window
@@ -35,6 +38,7 @@ _NAMES = {
     "ablation": ("Ablation",),
     "act": ("ACT",),
     "base": ("Method",),
+    "evaluation": ("Evaluation",),
     "iti": ("ITI",),
     "knockout": ("KnockOut", "window"),
     "lofit": ("LoFiT",),

@@ -94,7 +94,9 @@ def test_text_ends_where_it_is_told_to() -> None:
         answer(model, data, batch=3, stops=stops, limit=limit)[1]
         for stops, limit in (([lambda text: False] * 6, 8), (two, 1), (two, 8))
     )
-    assert ends is not None and limited is not None and stopped is not None
+    assert ends is not None
+    assert limited is not None
+    assert stopped is not None
     assert {said.length for said in ends} == {2, 3}  # to the end-of-sequence token, which is not counted
     assert all(said.ended for said in ends)
     assert all(said.length == 1 and not said.ended for said in limited)
