@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headscope.errors import DataError, RequestError
 from headscope.interventions.base import Heads, Method
 from headscope.interventions.checks import as_heads, as_layers, number, on
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 FIRST_LAYER = 2
 """Layers below it have no massive dimensions yet, and the paper leaves them alone."""
 
-LENGTH = 256
+LENGTH = 128
 """Tokens of the texts that dimensions are learned on, where none are given."""
 
 
@@ -125,7 +128,7 @@ class SinkDimensions:
     Parameters
     ----------
     dimensions
-        Those that do in most layers from the third on, the largest first.
+        Those that do in most layers from the third on, the clearest first.
     tau
         The least absolute value that counts as a peak.
     table
@@ -150,18 +153,20 @@ def sink_dimensions(
     consistency: float = 0.9,
     seed: int = 0,
 ) -> SinkDimensions:
-    """Learn which dimensions of the residual stream mark sinks, as the probe ``sink-tokens`` sees them.
+    """Learn which dimensions of the residual stream mark sinks, and above which value.
 
-    Sink tokens are the first one and those that receive much attention. A dimension is kept if at a layer's input it
-    is among the largest at sink tokens in most texts, is above ``tau`` there and below it at other tokens, and that
-    in more than half of the layers that VAR acts in.
+    Sink tokens are the first one and those that receive much attention, as the probe ``sink-tokens`` sees them. A
+    dimension is kept if it is among the largest at sink tokens in most texts, and if its value at the first token lies
+    above tau and that of other tokens below, each in more than half of the layers that VAR acts in.
 
     Parameters
     ----------
     prompts
         Texts to look at; by default ``n`` documents of several domains.
     tau
-        By default 0.3125 √D: 20 at the width of Llama-2-7B, and the same part of the largest possible value elsewhere.
+        By default 0.3125 √D, which is 20 at the width of Llama-2-7B and the same part of the largest possible value
+        elsewhere; or more, where a dimension is large at every token and larger at sinks: then the geometric mean of
+        its value at the first token and the value that 99 % of the tokens that are no sinks stay below.
     consistency
         Least share of texts in which the dimension is among the largest.
     seed
@@ -170,7 +175,7 @@ def sink_dimensions(
     Raises
     ------
     DataError
-        If there is no prompt, or no such dimension.
+        If there is no prompt, no such dimension, or the model is too shallow to have any.
     """
     from headscope.probes.base import SampleMeta
     from headscope.probes.sink_tokens import SinkTokens, dimension_table
@@ -182,26 +187,49 @@ def sink_dimensions(
         prompts = [samples[i].prompt(model) for i in range(len(samples))]
     if not prompts:
         raise DataError("Sink dimensions are learned on prompts, and there is none: pass some, or leave out prompts=.")
+    if model.spec.n_layers <= FIRST_LAYER:
+        raise DataError(
+            f"{model.name} has {model.spec.n_layers} layers; massive dimensions grow in the third or later."
+        )
     probe = SinkTokens()
     wanted = probe.requests(model.spec)
-    seen = []
+    seen, first, others = [], [], []
     for index, prompt in enumerate(prompts):
-        given = model.batch([prompt]).prompts[0]
-        run = model.run(given, wanted, logits=False)
-        seen.append((SampleMeta(index, str(index), str(index), "texts", {}), probe.observe(run, None)))
-    width = int(seen[0][1]["width"])
-    tau = 0.3125 * math.sqrt(width) if tau is None else number("sink_dimensions", "tau", tau, above=True)
+        run = model.run(model.batch([prompt]).prompts[0], wanted, logits=False)
+        observed = probe.observe(run, None)
+        seen.append((SampleMeta(index, str(index), str(index), "texts", {}), observed))
+        at_first, at_others = _values(run, observed["token_at"])
+        first.append(at_first)
+        others.append(at_others)
+    peak, crowd = np.median(first, axis=0), np.median(others, axis=0)
+    if tau is None:
+        clearest = int((np.median(peak, axis=0) / np.median(crowd, axis=0).clip(min=1)).argmax())
+        middle = math.sqrt(float(np.median(peak[:, clearest])) * float(np.median(crowd[:, clearest])))
+        tau = max(0.3125 * math.sqrt(peak.shape[1]), middle)
+    tau = number("sink_dimensions", "tau", tau, above=True)
     table = dimension_table(seen, tau=tau, consistency=consistency)
-    layers = model.spec.n_layers - FIRST_LAYER
-    inner = table[table["separates"] & table["layer"].between(FIRST_LAYER, model.spec.n_layers - 1)]
-    by_dimension = inner.groupby("dimension")["at_sinks"].agg(["size", "max"])
-    kept = by_dimension[by_dimension["size"] > layers / 2].sort_values("max", ascending=False)
-    if kept.empty:
+    inner = table[table["layer"].between(FIRST_LAYER, model.spec.n_layers - 1)]
+    consistent = np.bincount(inner["dimension"], minlength=peak.shape[1]) > len(peak) / 2
+    marks = ((peak > tau) & (crowd < tau)).mean(axis=0) > 0.5
+    kept = np.flatnonzero(consistent & marks)
+    if not len(kept):
         raise DataError(
-            f"No dimension of {model.name}'s residual stream marks sinks above tau={tau:.3g} in most layers. Lower "
-            "tau=, or name dimensions yourself."
+            f"No dimension of {model.name}'s residual stream tells sinks from other tokens at tau={tau:.3g} in most "
+            "layers. Pass another tau=, or name dimensions yourself."
         )
-    return SinkDimensions(tuple(int(d) for d in kept.index), tau, table, len(seen))
+    clear = np.median(peak / crowd.clip(min=1e-9), axis=0)
+    order = sorted(kept.tolist(), key=lambda d: -clear[d])
+    return SinkDimensions(tuple(order), tau, table, len(seen))
+
+
+def _values(run: Any, sinks: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return normalised values at the first sink, and what 99 % of the other tokens stay below: (layers, D) each."""
+    from headscope.probes.sink_tokens import normalised
+    from headscope.probes.tables import take
+
+    x = normalised(take(run["residual"], "layer", "query", "dim")[FIRST_LAYER:-1])
+    rest = np.setdiff1d(np.arange(sinks[0], x.shape[1]), sinks)
+    return x[:, sinks[0]], np.quantile(x[:, rest if len(rest) else sinks], 0.99, axis=1)
 
 
 def _length(model: Any) -> int:
