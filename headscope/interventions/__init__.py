@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from headscope.interventions.ablation import Ablation as Ablation
     from headscope.interventions.act import ACT as ACT
     from headscope.interventions.base import Method as Method
+    from headscope.interventions.calibration import calibrate_heads as calibrate_heads
     from headscope.interventions.evaluation import Evaluation as Evaluation
     from headscope.interventions.iti import ITI as ITI
     from headscope.interventions.knockout import KnockOut as KnockOut
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
     from headscope.interventions.pai import PAI as PAI
     from headscope.interventions.pasta import PASTA as PASTA
     from headscope.interventions.pine import PINE as PINE
+    from headscope.interventions.profile import combined as combined
+    from headscope.interventions.profile import intersect as intersect
+    from headscope.interventions.profile import profile_heads as profile_heads
     from headscope.interventions.sae import SaeFeature as SaeFeature
+    from headscope.interventions.screen import screen_heads as screen_heads
+    from headscope.interventions.screen import screened_profile as screened_profile
+    from headscope.interventions.search import updown_heads as updown_heads
+    from headscope.interventions.selector import select_by_keys as select_by_keys
     from headscope.interventions.spotlight import SpotLight as SpotLight
     from headscope.interventions.steering import SteeringVector as SteeringVector
     from headscope.interventions.store import load as load
@@ -38,6 +46,7 @@ _NAMES = {
     "ablation": ("Ablation",),
     "act": ("ACT",),
     "base": ("Method",),
+    "calibration": ("calibrate_heads",),
     "evaluation": ("Evaluation",),
     "iti": ("ITI",),
     "knockout": ("KnockOut", "window"),
@@ -46,7 +55,11 @@ _NAMES = {
     "pai": ("PAI",),
     "pasta": ("PASTA",),
     "pine": ("PINE",),
+    "profile": ("combined", "intersect", "profile_heads"),
     "sae": ("SaeFeature",),
+    "screen": ("screen_heads", "screened_profile"),
+    "search": ("updown_heads",),
+    "selector": ("select_by_keys",),
     "spotlight": ("SpotLight",),
     "steering": ("SteeringVector",),
     "store": ("load", "save"),

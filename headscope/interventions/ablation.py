@@ -169,7 +169,7 @@ class Ablation(ByContent, Method):
             )
         picked = held[..., list(chosen)]
         if self.mode == "mean":
-            return NeuronEdit(layer, chosen, "mean", picked, stack=self.stack)
+            return NeuronEdit(layer, chosen, "mean", tuple(picked.tolist()), stack=self.stack)
         return NeuronEdit(layer, chosen, "resample", bank=picked, seed=self.seed, stack=self.stack)
 
     @classmethod
@@ -209,8 +209,8 @@ class Ablation(ByContent, Method):
             raise RequestError(f"Ablation.fit is for mean and resample; {mode!r} needs no reference prompts.")
         if not prompts:
             raise DataError(f"{mode} ablation needs reference prompts, and there is none.")
-        parts = _parts(heads, tuple(layers), tuple(mlps), tuple(neurons))
-        pairs, units = _targets(model, *parts.values(), stack)
+        parts = _parts(heads, layers, mlps, neurons)
+        pairs, units = _targets(model, **parts, stack=stack)
         z, activations = _collect(model, prompts, pairs, sorted(units), positions, seed, stack)
         if mode == "mean":
             z = {pair: rows.mean(axis=0, dtype=np.float64) for pair, rows in z.items()}
@@ -220,10 +220,11 @@ class Ablation(ByContent, Method):
 
 def _parts(heads: Any, layers: Any, mlps: Any, neurons: Any) -> dict[str, Any]:
     """Return what is to be removed, in order and each once."""
+    heads, layers, mlps = (x if isinstance(x, (str, int)) else tuple(x) for x in (heads, layers, mlps))
     held = {
-        "heads": as_heads(heads, "Ablation") if isinstance(heads, str) or tuple(heads) else (),
-        "layers": as_layers(layers, "Ablation") if isinstance(layers, int) or tuple(layers) else (),
-        "mlps": as_layers(mlps, "Ablation") if isinstance(mlps, int) or tuple(mlps) else (),
+        "heads": as_heads(heads, "Ablation") if heads != () else (),
+        "layers": as_layers(layers, "Ablation") if layers != () else (),
+        "mlps": as_layers(mlps, "Ablation") if mlps != () else (),
         "neurons": tuple(sorted({(int(layer), int(unit)) for layer, unit in neurons})),
     }
     if not any(held.values()):
@@ -241,7 +242,7 @@ def _targets(
             raise RequestError(
                 f"Ablation: layers of this model go from {min(found)} to {max(found)}; there is no {layer}."
             )
-    pairs = set(resolve(heads, model, stack=stack)) if heads else set()
+    pairs: set[Head] = set(resolve(heads, model, stack=stack)) if heads else set()  # type: ignore[arg-type]
     pairs |= {(layer, head) for layer in layers for head in range(found[layer].heads)}
     units: dict[int, set[int]] = {}
     for layer in (*layers, *mlps):
@@ -264,7 +265,7 @@ def _collect(
     mlps: Sequence[int],
     positions: int,
     seed: int,
-    stack: str | None,
+    stack: Any,
 ) -> tuple[dict[Head, Array], dict[int, Array]]:
     """Return outputs of heads (N, Dv) and activations of MLPs (N, U) at random positions of the prompts."""
     from headscope.attention.requests import HeadOutput, MlpActivation, Request

@@ -45,15 +45,14 @@ class Temperature(Method):
             object.__setattr__(self, "temperature", number("Temperature", "temperature", given, above=True))
             return
         values = tuple(number("Temperature", "temperature", value, above=True) for value in given)
-        pairs = () if isinstance(self.heads, str) else tuple(self.heads)
+        named: Any = self.heads
+        pairs = [] if isinstance(named, str) else [pair for head in named for pair in as_heads((head,), "Temperature")]
         if len(pairs) != len(values) or len(set(pairs)) < len(pairs):
             raise RequestError(
                 f"Temperature has {len(values)} values for {len(pairs)} named heads: pass one number, or one for each "
                 "of heads=, no head twice."
             )
-        by_head = {
-            pair: value for (pair,), value in zip(((as_heads((p,), "Temperature")) for p in pairs), values, strict=True)
-        }
+        by_head = dict(zip(pairs, values, strict=True))
         object.__setattr__(self, "heads", tuple(sorted(by_head)))
         object.__setattr__(self, "temperature", tuple(by_head[pair] for pair in sorted(by_head)))
 
@@ -74,14 +73,14 @@ class Temperature(Method):
         RequestError
             If each head has a temperature of its own, and one of the new heads has none.
         """
-        pairs = as_heads(tuple(heads), "Temperature")
+        pairs = tuple(heads)
         if not isinstance(self.temperature, tuple):
             return replace(self, heads=pairs)
         own = dict(zip(self.heads, self.temperature, strict=True))
         missing = [pair for pair in pairs if pair not in own]
         if missing:
             raise RequestError(f"Temperature has one value for each head, and none for {missing[0]}: pass one number.")
-        return replace(self, heads=pairs, temperature=tuple(own[pair] for pair in pairs))  # type: ignore[index]
+        return replace(self, heads=pairs, temperature=tuple(own[pair] for pair in pairs))
 
     def _values(self) -> tuple[float, ...]:
         return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)

@@ -77,8 +77,11 @@ class VAR(Method):
             raise RequestError(
                 "VAR needs dimensions= of the residual stream that mark sinks: VAR.learn(model, region) finds them."
             )
-        if not isinstance(self.region, str) or not self.region:
-            raise RequestError(f"VAR(region={self.region!r}): name one region of the prompt.")
+        region: Any = self.region
+        names = [region] if isinstance(region, str) else list(region)
+        if len(names) != 1 or not isinstance(names[0], str) or not names[0]:
+            raise RequestError(f"VAR(region={region!r}): name one region of the prompt.")
+        object.__setattr__(self, "region", names[0])
         object.__setattr__(self, "dimensions", dimensions)
         object.__setattr__(self, "heads", as_heads(self.heads, "VAR"))
         for name in ("keep_fraction", "max_sink_portion", "min_total"):
@@ -118,7 +121,8 @@ class VAR(Method):
             Further fields, such as ``heads`` and ``keep_fraction``.
         """
         found = sink_dimensions(model, prompts)
-        return cls(**{"dimensions": found.dimensions, "region": region, "tau": found.tau} | options)
+        fields: dict[str, Any] = {"dimensions": found.dimensions, "region": region, "tau": found.tau}
+        return cls(**{**fields, **options})
 
 
 @dataclass(frozen=True, eq=False)

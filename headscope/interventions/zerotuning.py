@@ -130,10 +130,11 @@ def check_token(model: Any, prompt: Prompt | str, method: ZeroTuning | None = No
         )
     at = sorted({p % len(given) for p in at})
     heads = on(method.heads, model, "ZeroTuning", stack=method.stack)
+    stack: Any = method.stack
     wanted = []
     for layer in sorted({layer for layer, _ in heads}):
         mine = [pair for pair in heads if pair[0] == layer]
-        wanted.append(Received(mean=True, heads=mine, stack=method.stack, name=f"received{layer}"))
+        wanted.append(Received(mean=True, heads=mine, stack=stack, name=f"received{layer}"))
     run = model.run(given, wanted, logits=False)
     rows = [run[w.key].isel(batch=0).transpose("pair", "key").values for w in wanted]
     received = np.concatenate(rows).astype(np.float64)
