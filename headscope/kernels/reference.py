@@ -48,7 +48,10 @@ def lse(inp: AttentionInputs) -> Tensor:
 
 def pattern(inp: AttentionInputs) -> Tensor:
     """Return the attention pattern (B, H, Tq, Tk). A row that sees no key is zero."""
-    found = torch.exp(logits(inp) - lse(inp)[..., None]).nan_to_num(0.0)
+    s = logits(inp)
+    if inp.sinks is not None:
+        s = torch.cat([s, inp.sinks.to(s)[None, :, None, None].expand(*s.shape[:-1], 1)], dim=-1)
+    found = s.softmax(-1).nan_to_num(0.0)[..., : inp.tk]
     for edit in inp.edits:
         if isinstance(edit, Reweight):
             factors = [edit.factors(found[b], b, slice(None), leaky=inp.leaky) for b in range(inp.batch)]

@@ -331,14 +331,16 @@ def _softmax(tile: Tensor, limit: Tensor, sink: Tensor | None, *, entropy: bool,
     seen = tile.shape[1]
     if int(limit.min()) < seen:
         tile.masked_fill_(torch.arange(seen, device=tile.device) >= limit[:, None], -torch.inf)
-    lse = torch.logsumexp(tile, dim=-1)
+    top, key = tile.max(dim=-1)
+    key = torch.where(top > -torch.inf, key, -1) if best else None
+    shift = top if sink is None else torch.maximum(top, sink)
+    shift = torch.where(shift > -torch.inf, shift, torch.zeros_like(shift))
+    # Divided by its own sum, not by exp(lse): what a learned sink takes is 1 − the sum of the row, to the last digit.
+    total = tile.sub_(shift[:, None]).exp_().sum(-1)
     if sink is not None:
-        lse = torch.logaddexp(lse, sink)
-    key = None
-    if best:
-        top, key = tile.max(dim=-1)
-        key = torch.where(top > -torch.inf, key, -1)
-    tile.sub_(torch.where(lse > -torch.inf, lse, torch.zeros_like(lse))[:, None]).exp_()
+        total = total + (sink - shift).exp()
+    tile.div_(torch.where(total > 0, total, torch.ones_like(total))[:, None])
+    lse = shift + total.log()
     ent = torch.special.entr(tile).sum(-1) if entropy else None
     weight = None
     if key is not None:

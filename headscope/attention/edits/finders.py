@@ -55,6 +55,7 @@ class ColumnSinks:
             call.memory[slot] = self._found(call, heads)
         return _grown(call.memory[slot], call)
 
+    @torch.no_grad()  # which keys are sinks is no function to differentiate
     def _found(self, call: Call, heads: Tensor) -> Tensor:
         chosen = heads.nonzero().flatten()
         part, real = call.inp.select(chosen), call.real_rows()
