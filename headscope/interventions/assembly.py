@@ -151,8 +151,7 @@ class _Judge:
         row: dict[str, Any] = summary.means(found, self.sources, self.plan.seed)
         base = self.base.values["constrained"]
         row["constrained_baseline"] = float(np.nanmean(base)) if self.choice else np.nan
-        for name, gain in gains.items():
-            row |= {f"{name}_gain": gain.mean, f"{name}_gain_low": gain.low, f"{name}_gain_high": gain.high}
+        row |= summary.columns(gains)
         row |= {"controls": 0, "control_gain": np.nan, "p_value": np.nan, "p_measure": ""}
         row |= summary.shifts(found, self.base) if self.labels else dict.fromkeys(_SHIFTS, np.nan)
         row |= dict.fromkeys(_DRIFT, np.nan)

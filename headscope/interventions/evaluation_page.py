@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from headscope.files import write_text
+from headscope.interventions.findings import only_validity
 from headscope.report import blocks, words
 from headscope.report.blocks import Block, Cell, Page, Part, Section
 from headscope.report.html import render
@@ -103,14 +104,21 @@ def gains_figure(found: Evaluation) -> go.Figure:
 def _headline(found: Evaluation) -> str:
     methods = found.table[found.table["kind"] == "method"]
     primary = _primary(found)
-    up = [str(name) for name in methods.loc[methods[f"{primary}_gain_low"] > 0, "method"]]
-    what = {"logprob": "log-probability of the right answer"}.get(primary, primary)
+    what = {"constrained": "label-constrained accuracy", "logprob": "log-probability of the right answer"}
+    name = what.get(primary, primary)
     if methods.empty:
         return "The model as it is, with no method beside it."
-    if not up:
-        return f"No method raises {what}: every interval holds 0 or lies below it."
-    more = "; the notes say through what" if len(up) else ""
-    return f"{words.joined(up)} {'raises' if len(up) == 1 else 'raise'} {what}{more}."
+    up = methods[methods[f"{primary}_gain_low"] > 0].to_dict("records")
+    alone = [str(row["method"]) for row in up if primary == "accuracy" and only_validity(row)]
+    real = [str(row["method"]) for row in up if str(row["method"]) not in alone]
+    text = f"{_raise(real, name)}. " if real else f"No method raises {name} by better answers. " if alone else ""
+    if alone:
+        text += f"{_raise(alone, name)} only because more answers are valid."
+    return text.strip() or f"No method raises {name}: every interval holds 0 or lies below it."
+
+
+def _raise(names: Sequence[str], what: str) -> str:
+    return f"{words.joined(names)} {'raises' if len(names) == 1 else 'raise'} {what}"
 
 
 def _primary(found: Evaluation) -> str:
@@ -136,15 +144,15 @@ def _gains(found: Evaluation) -> list[Block]:
     if any(rows[f"{name}_gain"].notna().any() for name in _TITLES):
         caption = "Paired differences to the untouched model. Dots are controls, which are compared constrained."
         out.append(blocks.Picture(gains_figure(found), caption))
-    columns = ["method", *(f"{title} gain" for title in _TITLES.values()), "logprob gain", "control gain", "p", "of"]
+    columns = ["method", *(f"{title} gain" for title in _TITLES.values()), "p", "control gain", "of", "logprob gain"]
     cells = [
         (
             Cell(str(row["method"]), str(row["method"])),
             *(_gain(row, name) for name in _TITLES),
-            _gain(row, "logprob"),
-            _fixed(row["control_gain"]),
             Cell(p_value(row["p_value"]), _value(row["p_value"])),
+            _fixed(row["control_gain"]),
             Cell(f"{row['controls']} controls, {row['p_measure']}" if row["controls"] else MISSING, None),
+            _gain(row, "logprob"),
         )
         for row in rows.to_dict("records")
     ]
@@ -185,8 +193,8 @@ def _text(found: Evaluation) -> list[Block]:
         (
             Cell(str(row["method"]), str(row["method"])),
             *(_fixed(row[name], 2 if name == "length" else 3) for name in names),
-            _fixed(row["perplexity"], 2),
-            _fixed(row["perplexity_ratio"]),
+            Cell(number(row["perplexity"]), _value(row["perplexity"])),
+            Cell(number(row["perplexity_ratio"]), _value(row["perplexity_ratio"])),
             _bounds(row["drift"], row["drift_low"], row["drift_high"], sign=True),
         )
         for row in rows.to_dict("records")

@@ -62,17 +62,18 @@ def headline(found: Found) -> str:
         return f"{found.name}: {what} falls, {size}."
     if not gain.up:
         return f"{found.name}: no gain in {what}: {size} holds 0."
-    if found.primary == "accuracy" and only_validity(found):
+    if found.primary == "accuracy" and only_validity(found.row):
         return f"{found.name}: accuracy rises, {size}, only because more answers are valid. {_validity(found)}"
     return f"{found.name}: {what} rises, {size}."
 
 
-def only_validity(found: Found) -> bool:
-    """Whether accuracy rises while neither the accuracy of valid answers nor label-constrained accuracy does."""
-    gains = found.gains
-    return (
-        gains["accuracy"].up and gains["valid"].up and not (gains["accuracy_among_valid"].up or gains["constrained"].up)
-    )
+def only_validity(row: Mapping[Any, Any]) -> bool:
+    """Whether accuracy rises with validity, while neither accuracy among valid answers nor constrained accuracy does.
+
+    ``row`` is a row of the table.
+    """
+    up = {name: row[f"{name}_gain_low"] > 0 for name in ("accuracy", "valid", "accuracy_among_valid", "constrained")}
+    return bool(up["accuracy"] and up["valid"] and not (up["accuracy_among_valid"] or up["constrained"]))
 
 
 def _validity(found: Found) -> str:

@@ -147,6 +147,14 @@ def gains(found: Judged, base: Judged, sources: Sequence[str], seed: int) -> dic
     return out
 
 
+def columns(gains: Mapping[str, Gain]) -> dict[str, float]:
+    """Return gains as columns: ``measure_gain``, ``measure_gain_low`` and ``measure_gain_high``."""
+    out: dict[str, float] = {}
+    for name, gain in gains.items():
+        out |= {f"{name}_gain": gain.mean, f"{name}_gain_low": gain.low, f"{name}_gain_high": gain.high}
+    return out
+
+
 def difference_of_means(a: Floats, b: Floats, sources: Sequence[str], seed: int) -> Gain:
     """Mean of a minus mean of b, each over the items that count for it (not NaN), with a bootstrap interval."""
     groups = cluster(np.column_stack([a, b]), sources)

@@ -142,7 +142,7 @@ def test_label_shifts_are_distances_of_the_labels_given(found: Any) -> None:
 # -- what a gain is made of ------------------------------------------------------------------------------------------
 
 
-def test_more_valid_answers_alone_are_called_that(model: Any) -> None:
+def test_more_valid_answers_alone_are_called_that(model: Any, tmp_path: Path) -> None:
     """Half of the prompts hold no fact, and the organism says neither label; pushed, it says one, right or wrong."""
     task = quiz.task(64, blank=32)
     push = Say(quiz.MARKERS[:2], 3.0)
@@ -154,6 +154,9 @@ def test_more_valid_answers_alone_are_called_that(model: Any) -> None:
     first = said(found, "push")[0]
     assert "only because more answers are valid" in first
     assert f"from {base['constrained']:.3f} to {pushed['constrained']:.3f}" in first
+    found.save(tmp_path)
+    headline = "No method raises accuracy by better answers. push raises accuracy only because more answers are valid."
+    assert headline in (tmp_path / "report.html").read_text()
 
 
 def judged(right: np.ndarray, valid: np.ndarray, forced: np.ndarray) -> Judged:
@@ -195,9 +198,9 @@ def test_the_published_gain_of_zerotuning_on_sst2_is_validity(model: Any) -> Non
     assert rows[0]["accuracy_among_valid"] == pytest.approx(0.898, abs=5e-4)
     assert gains["accuracy"].up
     assert gains["accuracy_among_valid"].mean < 0
-    about = {"p_value": np.nan, "controls": 0}
+    about = {"p_value": np.nan, "controls": 0, **summary.columns(gains)}
     found = findings.Found("gamma=3", "accuracy", rows[0] | about, rows[1], gains)
-    assert findings.only_validity(found)
+    assert findings.only_validity(found.row)
     first, second = findings.sentences(found)
     assert "only because more answers are valid" in first
     assert "from 0.916 to 0.898" in first
@@ -209,10 +212,11 @@ def test_a_gain_of_decisions_is_not_called_validity() -> None:
     after = judged(*spread(200, 160, 200), spread(200, 160, 200)[0])
     sources = [str(i) for i in range(200)]
     gains = summary.gains(after, before, sources, 0)
-    rows = [summary.means(part, sources, 0) | {"p_value": np.nan, "controls": 0} for part in (after, before)]
+    about = {"p_value": np.nan, "controls": 0, **summary.columns(gains)}
+    rows = [summary.means(part, sources, 0) | about for part in (after, before)]
     found = findings.Found("m", "accuracy", rows[0], rows[1], gains)
     assert gains["valid"].up
-    assert not findings.only_validity(found)
+    assert not findings.only_validity(found.row)
     assert findings.sentences(found) == [f"m: accuracy rises, {findings._size(gains['accuracy'])}."]
 
 
