@@ -1,38 +1,27 @@
-"""A cheap screen of heads: what editing each would do to the answer, to first order, in two passes an item.
+"""A cheap screen of heads: estimate what steering each would do, and measure the best exactly.
 
-One pass forward and back gives the gradient of the answer's log-probability by every head's output z. Another gives
-every head's edited output z' as it would be if that head alone were edited: all heads are edited at once, and each
-layer's output projection still receives the untouched z, so that no layer sees what an earlier one did. The estimate
-for a head is the sum of gradient · (z' − z) over positions. It is exact where the answer is linear in z; edits are
-finite, so the best heads are measured exactly afterwards.
+The estimate, see ``headscope.interventions.firstorder``, is exact for small edits. Edits are finite, so the best heads
+are measured afterwards, and others beside, which tell what the screen has missed.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from headscope.attention.engine import active
-from headscope.attention.session import Session
 from headscope.errors import RequestError, UnsupportedError
 from headscope.interventions.base import Head, Method
+from headscope.interventions.firstorder import estimate
 from headscope.interventions.outcomes import (
-    Floats,
-    candidates,
     encoded,
     open_outcomes,
     prepared,
     provenance_of,
 )
 from headscope.interventions.profile import LEAST, Make, listed, profile_heads, without
-from headscope.interventions.training import Example, frozen
-from headscope.models.forward import forward, prepare
 
 if TYPE_CHECKING:
     from headscope.probes.base import Progress
@@ -165,103 +154,6 @@ def screened_profile(
     )
     notes = [*found.provenance["notes"], note]
     return HeadScores(table, found.probe, {**found.provenance, "notes": notes}, {**found.details, "screen": agreement})
-
-
-def estimate(model: Any, everywhere: Method, item: Example) -> Floats:
-    """Return the first-order effect of the method on each head alone, (layers, heads), in nats.
-
-    Parameters
-    ----------
-    everywhere
-        The method on all heads that are of interest.
-    """
-    answers = candidates(item)
-    grid = np.full((model.spec.n_layers, model.spec.n_heads), np.nan)
-    if all(len(ids) == 1 for ids in answers):  # all candidates are read off one position
-        effect = _effects(model, everywhere, item, (), [(0, ids[0]) for ids in answers])
-        return _filled(grid, effect)
-    # log p(right) − log Σ p(candidates): its change is that of the right answer less the mean change of all.
-    parts = [_effects(model, everywhere, item, ids, None) for ids in answers]
-    if len(answers) == 1:
-        return _filled(grid, parts[0])
-    share = torch.tensor([part[0] for part in parts]).double().softmax(0)
-    total = {
-        layer: parts[0][1][layer] - sum(w * part[1][layer] for w, part in zip(share, parts, strict=True))
-        for layer in parts[0][1]
-    }
-    return _filled(grid, (0.0, total))
-
-
-Effects = tuple[float, dict[int, Tensor]]
-"""A log-probability, and by layer its first-order change (heads,) under the method."""
-
-
-def _effects(
-    model: Any, everywhere: Method, item: Example, answer: Sequence[int], choices: Sequence[tuple[int, int]] | None
-) -> Effects:
-    """Differentiate the answer's log-probability, or that of the first of ``choices`` at the last position."""
-    whole = prepare(model, item.read(answer, drop_last=True) if answer else item.prompt)
-    for context in whole.contexts.values():
-        context.prompt_length = len(item.prompt)
-    sites, count = model.sites.stack(None), max(1, len(answer))
-    z: dict[int, Tensor] = {}
-
-    def keep(layer: int, x: Tensor) -> Tensor:
-        # Weights are frozen: the first head's output is where the graph begins.
-        z[layer] = x if x.requires_grad else x.detach().requires_grad_()
-        return z[layer]
-
-    with frozen(model.hf), torch.enable_grad(), active(Session(model.sites, (), (), whole.contexts)), _at(sites, keep):
-        logits = forward(model, whole.tensors, count)
-        assert logits is not None
-        rows = logits[0].double().log_softmax(-1)
-        if choices is None:
-            value = rows[range(count), list(answer)].sum()
-        else:
-            scores = rows[0, [token for _, token in choices]]
-            value = scores[0] - scores.logsumexp(0) if len(choices) > 1 else scores[0]
-        gradients = dict(zip(z, torch.autograd.grad(value, list(z.values())), strict=True))
-    base = {layer: x.detach() for layer, x in z.items()}
-    change: dict[int, Tensor] = {}
-
-    def compare(layer: int, x: Tensor) -> Tensor:
-        difference = gradients[layer].double() * (x.double() - base[layer].double())
-        change[layer] = difference.reshape(-1, sites[layer].heads, difference.shape[-1] // sites[layer].heads).sum(
-            (0, 2)
-        )
-        return base[layer]  # the next layer reads what it would without edits
-
-    edits = everywhere.edits(model)
-    session = Session(model.sites, (), edits, whole.contexts)
-    with torch.no_grad(), active(session), _at(sites, compare):
-        forward(model, whole.tensors, 1)
-    return float(value.detach()), {layer: x.cpu() for layer, x in change.items()}
-
-
-@contextlib.contextmanager
-def _at(sites: dict[int, Any], take: Any) -> Iterator[None]:
-    """Pass what every output projection reads through ``take(layer, x)``, after the edits in force."""
-    handles = []
-
-    def hook(layer: int) -> Any:
-        def on_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (take(layer, args[0]), *args[1:])
-
-        return on_input
-
-    try:
-        for layer, site in sites.items():
-            handles.append(site.output.register_forward_pre_hook(hook(layer)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _filled(grid: Floats, effect: Effects) -> Floats:
-    for layer, values in effect[1].items():
-        grid[layer, : len(values)] = values.numpy()
-    return grid
 
 
 def _agreement(table: Any, heads: Sequence[Head]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import pytest
 
 import headscope as hs
 from headscope.errors import RequestError, UnsupportedError
+from headscope.interventions.firstorder import estimate
 from headscope.interventions.outcomes import outcomes, prepared
 from headscope.interventions.profile import profile_heads
-from headscope.interventions.screen import estimate, screen_heads, screened_profile
+from headscope.interventions.screen import screen_heads, screened_profile
 from headscope.interventions.training import Example
 from headscope.models.prompt import Prompt
 from headscope.models.tiny import tiny
