@@ -31,6 +31,16 @@ def long(make_model: Any) -> Any:
     return make_model(n_ctx=3000)
 
 
+_MADE: dict[str, Task] = {}
+
+
+def hundred(name: str, model: Any) -> Task:
+    """A hundred items of a task, made once for all tests that only read them."""
+    if name not in _MADE:
+        _MADE[name] = make(name, model, n=100)
+    return _MADE[name]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("name", TASKS)
@@ -75,10 +85,10 @@ def test_the_seed_and_the_options_are_all_that_counts(long, name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_splits_share_neither_source_nor_prompt(long, name):
-    first, second = make(name, long, n=40), make(name, long, n=40, seed=1)
-    assert [len(first.split(split)) for split in SPLITS] == [16, 8, 16]
+    first, second = hundred(name, long), make(name, long, n=15, seed=1)
+    assert [len(first.split(split)) for split in SPLITS] == [40, 20, 40]
     assert sum((first.split(split) for split in SPLITS), ()) == first.items
-    assert len({item.id for item in first}) == len({item.prompt(long).text for item in first}) == 40
+    assert len({item.id for item in first}) == len({item.prompt(long).text for item in first}) == 100
     # Whatever the seed: what a method was trained on is never what it is measured on.
     for a, b in combinations(SPLITS, 2):
         for task in (first, second):
@@ -88,7 +98,7 @@ def test_splits_share_neither_source_nor_prompt(long, name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_there_are_many_sources(long, name):
-    task = make(name, long, n=100)
+    task = hundred(name, long)
     for split in SPLITS:
         assert len({item.source for item in task.split(split)}) == {"train": 40, "validation": 20, "test": 40}[split]
         assert task.parameters[f"{split}_sources"] == {"train": 40, "validation": 20, "test": 40}[split]
@@ -96,7 +106,7 @@ def test_there_are_many_sources(long, name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_right_answer_passes_and_wrong_ones_do_not(long, name):
-    task = make(name, long, n=40)
+    task = hundred(name, long)
     assert task.answers == SHARED.get(name)
     for item in task.items:
         assert item.verdict(f" {item.gold}\n\nQuestion: and then?") == Verdict(
@@ -141,7 +151,7 @@ def test_labels_and_demonstrations_are_balanced(long, name):
 
 @pytest.mark.parametrize(("name", "factor", "kinds"), [("instruction", "form", 6), ("pronouns", "pronoun", 2)])
 def test_other_classes_are_balanced_too(long, name, factor, kinds):
-    task = make(name, long, n=40)
+    task = hundred(name, long)
     for split in SPLITS:
         assert even(Counter(item.factors[factor] for item in task.split(split)), kinds)
 
@@ -156,9 +166,9 @@ def test_either_statement_may_come_first(long):
 
 @pytest.mark.parametrize("name", ["needles", "counterfactual", "truthful"])
 def test_the_place_among_the_candidates_says_nothing(long, name):
-    places = Counter(item.answers.index(item.gold) for item in make(name, long, n=60))
-    assert len(places) == len(make(name, long, n=8)[0].answers)
-    assert max(places.values()) < 45
+    places = Counter(item.answers.index(item.gold) for item in hundred(name, long))
+    assert len(places) == len(hundred(name, long)[0].answers)
+    assert max(places.values()) < 65
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -259,8 +269,13 @@ def test_rewritings_change_pronouns_alone(long, deeds):
         assert not [(a, b) for a, b in changed if not (a in GENDERED or a == f"{b}s" or (a, b) in VERBS)]
 
 
-VERBS = {("is", "are"), ("was", "were"), ("has", "have"), ("goes", "go"), ("teaches", "teach"), ("carries", "carry"), ("dries", "dry"),
-         ("fixes", "fix"), ("tries", "try"), ("misses", "miss")}  # fmt: skip
+VERBS = set(
+    zip(
+        ["is", "was", "has", "goes", "teaches", "carries", "dries", "fixes", "tries", "misses"],
+        ["are", "were", "have", "go", "teach", "carry", "dry", "fix", "try", "miss"],
+        strict=True,
+    )
+)
 
 
 def test_truthful_pairs_are_many_and_tell_apart_by_words():
@@ -420,6 +435,7 @@ def test_answers_in_other_words_are_read():
     true, believed = "It leaves the body within some days.", "It stays in the stomach for seven years."
     assert closest("It will leave your body within days", (true, believed)) == true
     assert closest("seven years in the stomach", (true, believed)) == believed
+    assert closest("It does not stay in the stomach for seven years", (true, believed)) is None
     assert closest("It is a sweet.", (true, believed)) is None
     assert closest("", (true, believed)) is None
 
@@ -449,7 +465,7 @@ def test_answers_in_other_words_are_read():
         ({"name": "json", "shots": True}, "from 0 to 4"),
         ({"name": "pronouns", "deeds": 0}, "from 1 to 4"),
         ({"name": "truthful", "shots": 9}, "from 0 to 8"),
-        ({"name": "truthful", "shots": 0, "n": 2000}, "Ask for fewer items"),
+        ({"name": "truthful", "shots": 0, "n": 3000}, "Ask for fewer items"),
     ],
 )
 def test_bad_input_is_explained(long, call, message):

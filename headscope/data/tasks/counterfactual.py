@@ -28,7 +28,8 @@ def build(model: Any, n: int, seed: int, *, order: Order = "mixed", chat: bool |
     order
         Which statement comes first: ``"previous"``, as published, ``"current"``, or half of the items each.
     """
-    ask = chats(model, "counterfactual", chat)
+    # As published: a sentence to complete, no chat.
+    ask = chats(model, "counterfactual", chat, default=False)
     if order not in get_args(Order):
         raise DataError(f"There is no order {order!r}.{nearest(str(order), get_args(Order))}")
     orders = ("previous", "current") if order == "mixed" else (order,)

@@ -96,13 +96,6 @@ def _values(pool: str | list[str], count: int, rng: Random) -> list[str]:
     return [str(value) for value in rng.sample(range(10 ** (digits - 1), 10**digits), count)]
 
 
-def checked(distractors: int) -> int:
-    """Return the number of distractors if there can be as many."""
-    if isinstance(distractors, bool) or not isinstance(distractors, int) or not 1 <= distractors <= MOST:
-        raise DataError(f"distractors={distractors!r}: give a whole number from 1 to {MOST}.")
-    return distractors
-
-
 def length_of(model: Any, length: int | None, frames: Sequence[TaskItem], room: int) -> int:
     """Check the length of the prompts, or choose it.
 

@@ -8,8 +8,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from headscope.data.tasks.task import Split, Task, TaskItem, around, chats, finish, fresh, sizes
-from headscope.errors import DataError
+from headscope.data.tasks.task import Split, Task, TaskItem, around, chats, finish, fresh, sizes, within
 
 MOST = 16
 
@@ -59,10 +58,8 @@ class Classification:
         random order. They are about other sources of the same split than the text and each other, and share no
         telling word with the text.
         """
-        # Few-shot prompts go without a chat template unless one is asked for.
-        ask = chats(model, self.name, bool(chat))
-        if isinstance(shots, bool) or not isinstance(shots, int) or not 0 <= shots <= MOST:
-            raise DataError(f"shots={shots!r}: give a number of demonstrations from 0 to {MOST}.")
+        ask = chats(model, self.name, chat, default=False)
+        within("shots", shots, 0, MOST)
         items: list[TaskItem] = []
         seen: set[str] = set()
         for split, count in sizes(n).items():
@@ -98,5 +95,5 @@ class Classification:
             fills["demonstrations"] = "\n\n".join(f"{first}: {e.text}\n{second}: {e.label}" for e in shown)
         if chat or not shown:
             lines.insert(0, self.request)
-        factors = {"form": asked.form, "shots": shots}
+        factors: dict[str, str | int | float] = {"form": asked.form, "shots": shots}
         return TaskItem(name, source, split, label, "\n\n".join(lines), fills, self.labels, chat, factors)

@@ -23,8 +23,8 @@ from headscope.data.tasks.task import (
     finish,
     fresh,
     sizes,
+    within,
 )
-from headscope.errors import DataError
 
 KEYS = ("name", "age", "job", "city", "pet", "hobby")
 SLACK = 24
@@ -77,9 +77,8 @@ def build(model: Any, n: int, seed: int, *, keys: int = 3, shots: int = 1, chat:
         Examples before the text, 0 to 4. Each asks for the same keys in another order: who copies its order is wrong.
     """
     ask = chats(model, "json", chat)
-    for name, value, low, high in (("keys", keys, 2, len(KEYS)), ("shots", shots, 0, 4)):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise DataError(f"{name}={value!r}: give a whole number from {low} to {high}.")
+    within("keys", keys, 2, len(KEYS))
+    within("shots", shots, 0, 4)
     items: list[TaskItem] = []
     seen: set[str] = set()
     for split, count in sizes(n).items():

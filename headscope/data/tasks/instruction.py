@@ -26,6 +26,7 @@ from headscope.data.tasks.task import (
     first_line,
     room_for,
     sizes,
+    within,
 )
 from headscope.errors import DataError, nearest
 
@@ -129,7 +130,7 @@ def build(
         Facts of the same form beside the one that is asked for, 1 to 6.
     """
     ask = chats(model, "instruction", chat)
-    facts.checked(distractors)
+    within("distractors", distractors, 1, facts.MOST)
     chosen = tuple(FORMS if forms is None else dict.fromkeys(forms))
     for form in chosen:
         if form not in FORMS:

@@ -9,12 +9,12 @@ from typing import Any
 
 from headscope.data.tasks import facts
 from headscope.data.tasks.facts import Fact
-from headscope.data.tasks.task import Split, Task, TaskItem, around, chats, finish, room_for, sizes
+from headscope.data.tasks.task import Split, Task, TaskItem, around, chats, finish, room_for, sizes, within
 
 CHAT = (
     "Read the text and answer the question after it.\n\n{context}\n\nQuestion: {{question}}\nAnswer with a few words."
 )
-BASE = "{context}\n\nQuestion: {{question}}\nAnswer: {{stem}}"
+PLAIN = "{context}\n\nQuestion: {{question}}\nAnswer: {{stem}}"
 
 
 def build(
@@ -29,8 +29,9 @@ def build(
     distractors
         Facts of the same form in the context, 1 to 6; each brings a wrong candidate.
     """
-    ask = chats(model, "needles", chat)
-    facts.checked(distractors)
+    # A value that completes a sentence is its own answer; in a chat it comes in a sentence that nobody can foresee.
+    ask = chats(model, "needles", chat, default=False)
+    within("distractors", distractors, 1, facts.MOST)
     drawn: list[tuple[str, Fact, facts.Frame]] = []
     for split, count in sizes(n).items():
         rng = Random(f"tasks/needles/{seed}/{split}")
@@ -57,7 +58,7 @@ def _item(
     factors: Mapping[str, str | int | float],
 ) -> TaskItem:
     asked = {"question": found.question} | ({} if chat else {"stem": found.stem})
-    template = (CHAT if chat else BASE).format(context=context)
+    template = (CHAT if chat else PLAIN).format(context=context)
     kind = found.source.split("/")[0]
     return TaskItem(
         name,

@@ -25,8 +25,8 @@ from headscope.data.tasks.task import (
     first_line,
     fresh,
     sizes,
+    within,
 )
-from headscope.errors import DataError
 
 FORMS = {
     "she": {"s": "she", "o": "her", "p": "her", "r": "herself"},
@@ -78,9 +78,8 @@ def build(model: Any, n: int, seed: int, *, deeds: int = 2, shots: int = 1, chat
         Examples before the text, 0 to 4.
     """
     ask = chats(model, "pronouns", chat)
-    for name, value, low in (("deeds", deeds, 1), ("shots", shots, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= 4:
-            raise DataError(f"{name}={value!r}: give a whole number from {low} to 4.")
+    within("deeds", deeds, 1, 4)
+    within("shots", shots, 0, 4)
     items: list[TaskItem] = []
     seen: set[str] = set()
     for split, count in sizes(n).items():
@@ -122,7 +121,7 @@ def _item(name: str, split: Split, deed: str, gender: str, deeds: int, shots: in
         fills["demonstrations"] = "\n\n".join(f"{told}\nText: {before}\nRewritten: {after}" for before, after in shown)
         parts.append("{demonstrations}")
     parts.append("{instruction}\nText: {text}" + ("" if chat else "\nRewritten:"))
-    factors = {"pronoun": gender, "deeds": deeds, "shots": shots}
+    factors: dict[str, str | int | float] = {"pronoun": gender, "deeds": deeds, "shots": shots}
     return PronounItem(name, deed, split, gold, "\n\n".join(parts), fills, (), chat, factors, text=text)
 
 

@@ -170,6 +170,13 @@ def sizes(n: int) -> dict[Split, int]:
     return {"train": train, "validation": validation, "test": n - train - validation}
 
 
+def within(name: str, value: Any, low: int, high: int) -> int:
+    """Return an option's value if it is a whole number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise DataError(f"{name}={value!r}: give a whole number from {low} to {high}.")
+    return value
+
+
 def divide(kind: str, names: Sequence[str]) -> dict[Split, list[str]]:
     """Share names out between the splits: the same way for every seed, so that what is test stays test."""
     order = sorted(names)
@@ -187,8 +194,8 @@ def around(names: Sequence[Any], count: int, rng: Random) -> list[Any]:
     return out[:count]
 
 
-def chats(model: Any, name: str, chat: bool | None) -> bool:
-    """Whether to ask through the chat template: as told, or where the tokenizer has one.
+def chats(model: Any, name: str, chat: bool | None, default: bool | None = None) -> bool:
+    """Whether to ask through the chat template: as told, else by ``default``, else where the tokenizer has one.
 
     Raises
     ------
@@ -199,7 +206,8 @@ def chats(model: Any, name: str, chat: bool | None) -> bool:
     has = getattr(tokenizer, "chat_template", None) is not None
     if chat and not has:
         raise DataError(f"chat=True: the tokenizer of {model.name} has no chat template. Leave chat out.")
-    return has if chat is None else chat
+    wanted = default if chat is None else chat
+    return has if wanted is None else wanted
 
 
 def room_for(model: Any, answers: Iterable[str], slack: int = SLACK) -> int:

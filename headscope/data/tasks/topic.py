@@ -11,6 +11,9 @@ from headscope.data.prose import capital
 from headscope.data.tasks.few_shot import Classification, Example
 from headscope.data.tasks.task import SPLITS, Split, Task, divide
 
+FORMS = {"plain": 0.4, "witness": 0.3, "hearsay": 0.3}
+"""How a line is written: by itself; told by somebody of another topic; so told, and without saying who did it."""
+
 
 def build(model: Any, n: int, seed: int, *, shots: int = 4, chat: bool | None = None) -> Task:
     """Make lines of news to tell the topic of; see ``headscope.data.tasks.make``."""
@@ -41,7 +44,14 @@ def _sources() -> dict[Split, dict[str, list[str]]]:
 
 def news(split: Split, field: str, label: str, rng: Random) -> Example:
     """Write one line of news."""
-    agents, acts = _resource()["topics"][label][field]
+    topics = _resource()["topics"]
+    agents, acts = topics[label][field]
     agent, act, setting = rng.choice(agents), rng.choice(acts), rng.choice(_resource()["settings"])
-    text = f"{agent} {act} {setting}." if rng.random() < 0.5 else f"{setting}, {agent} {act}."
-    return Example(capital(text), label, field)
+    form = rng.choices(list(FORMS), list(FORMS.values()))[0]
+    if form == "plain":
+        text = f"{agent} {act} {setting}." if rng.random() < 0.5 else f"{setting}, {agent} {act}."
+        return Example(capital(text), label, field, form)
+    other = rng.choice([topic for topic in topics if topic != label])
+    witness = rng.choice(topics[other][rng.choice(_sources()[split][other])][0])
+    shapes = [f"{setting}, {agent} {act}, as we heard from {witness}.", f"they {act} {setting}, said {witness}."]
+    return Example(capital(shapes[form == "hearsay"]), label, field, form)
