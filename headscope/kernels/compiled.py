@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 _FLAGS = ("-O3", "-std=c99", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-funroll-loops")
 _POINTER = ctypes.c_void_p
 
+GROUPS = 16
+"""How many groups of keys the kernels know, the rest counted."""
+
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
@@ -82,10 +85,8 @@ def _bind(path: Path) -> ctypes.CDLL:
     found.headscope_columns.argtypes = [_POINTER, i64, i64, i64, i64, _POINTER, i64, ctypes.c_int]
     found.headscope_columns.restype = None
     grouped = [_POINTER, i64, i64]
-    found.headscope_masses.argtypes = [_POINTER, i64, i64, i64, *grouped, i64, _POINTER, ctypes.c_int]
-    found.headscope_masses.restype = None
-    found.headscope_weigh.argtypes = [_POINTER, i64, i64, i64, *grouped, i64, _POINTER, ctypes.c_int]
-    found.headscope_weigh.restype = None
+    found.headscope_reweigh.argtypes = [_POINTER, i64, i64, i64, *grouped, i64, *[_POINTER] * 3, ctypes.c_int]
+    found.headscope_reweigh.restype = None
     found.headscope_hide.argtypes = [_POINTER, i64, i64, _POINTER, *grouped, _POINTER, ctypes.c_int]
     found.headscope_hide.restype = None
     return found
@@ -93,51 +94,47 @@ def _bind(path: Path) -> ctypes.CDLL:
 
 def _sound(kernel: ctypes.CDLL) -> bool:
     """Whether sums over groups and weights are right: some compilers vectorise them wrongly."""
-    heads, keys = 3, 45
-    tile = torch.arange(heads * keys, dtype=torch.float32).view(heads, 1, keys)
-    groups = (torch.arange(heads * keys, dtype=torch.uint8) * 7 % 5).view(heads, keys)
-    member = (groups[..., None] == torch.arange(5)).float()
-    found = masses(kernel, tile, groups, 5)
-    right = torch.equal(found, tile @ member)
-    expected = tile * (found @ member.transpose(1, 2))
-    weigh(kernel, tile, groups, found)
-    return right and torch.equal(tile, expected)
+    tile = torch.arange(1, 136, dtype=torch.float32).view(3, 1, 45)
+    groups = (torch.arange(135, dtype=torch.uint8) * 7 % 4).view(3, 45)
+    weights = torch.tensor([1.0, 3.0, 0.0, 2.0])[groups.long()][:, None]
+    expected = tile * weights / (tile * weights).sum(-1, keepdim=True)
+    reweigh(kernel, tile, groups, (0, 1.0, 3.0, 0.0, 2.0), 4)
+    return torch.allclose(tile, expected, rtol=1e-5, atol=0)
 
 
-def masses(kernel: ctypes.CDLL, tile: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Return what the rows of a tile (H, rows, keys) put on each of ``count`` groups: (H, rows, count).
+def reweigh(
+    kernel: ctypes.CDLL,
+    tile: Tensor,
+    groups: Tensor,
+    rule: tuple[float, ...],
+    count: int,
+    edited: Tensor | None = None,
+    other: Tensor | None = None,
+) -> None:
+    """Change the attention of rows (H, rows, keys) in place, by what they put on each of ``count`` groups of keys.
 
-    ``groups`` (H or 1, at least keys) holds the group of each key as a byte.
+    ``groups`` (H or 1, at least keys) holds the group of each key as a byte, ``rule`` is a rule's ``code``, and
+    ``edited`` says which rows (H, rows) it is for. ``other`` (H · rows,) is what a learned sink takes of each row, and
+    is brought up to date.
     """
     heads, rows, seen = tile.shape
-    found = tile.new_empty(heads, rows, count)
-    kernel.headscope_masses(
-        tile.data_ptr(), heads * rows, seen, seen, *_grouped(groups, rows), count, found.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return found
-
-
-def weigh(kernel: ctypes.CDLL, tile: Tensor, groups: Tensor, weights: Tensor) -> None:
-    """Multiply a tile (H, rows, keys) in place with the weight of each key's group, (H, rows, groups)."""
-    heads, rows, seen = tile.shape
-    weights = weights.contiguous()
-    kernel.headscope_weigh(
-        tile.data_ptr(), heads * rows, seen, seen, *_grouped(groups, rows), weights.shape[-1], weights.data_ptr(),
+    numbers = (ctypes.c_float * len(rule))(*rule)
+    kernel.headscope_reweigh(
+        tile.data_ptr(), heads * rows, seen, seen, *_grouped(groups, rows), count, ctypes.addressof(numbers),
+        None if edited is None else edited.data_ptr(), None if other is None else other.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
 
 
-def hide(kernel: ctypes.CDLL, tile: Tensor, limit: Tensor, keys: Tensor, edited: Tensor) -> None:
+def hide(kernel: ctypes.CDLL, tile: Tensor, limit: Tensor, keys: Tensor, edited: Tensor | None) -> None:
     """Set logits (H, rows, keys) of hidden keys (H or 1, at least keys) to −inf in place, in ``edited`` rows (H, rows).
 
-    A row that would see nothing then is left alone; row i sees ``limit[i]`` keys (rows,).
+    A row that would see nothing then is left alone; row i of each head sees ``limit[i]`` keys (H · rows,).
     """
     heads, rows, seen = tile.shape
-    limit, edited = limit.repeat(heads), edited.contiguous()
     kernel.headscope_hide(
-        tile.data_ptr(), heads * rows, seen, limit.data_ptr(), *_grouped(keys, rows), edited.data_ptr(),
-        torch.get_num_threads(),
+        tile.data_ptr(), heads * rows, seen, limit.data_ptr(), *_grouped(keys, rows),
+        None if edited is None else edited.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
 
 

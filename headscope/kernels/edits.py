@@ -108,10 +108,11 @@ class Shape:
 
     def apply_(self, logits: Tensor, sample: int, picked: Tensor | slice) -> None:
         """Shape logits (H, rows, keys) in place."""
-        if self.rows is None and not self.bias and not self.boost and bool(self.heads.all()):
-            logits.div_(self.temperature)
-        else:
+        if self.rows is not None or self.bias or self.boost:
             logits.copy_(self.apply(logits, sample, picked))
+            return
+        for head in self.heads.nonzero().flatten().tolist():
+            logits[head].div_(self.temperature)
 
 
 @dataclass(frozen=True)
@@ -146,23 +147,23 @@ class Reweight:
         """Return the edit of one sample alone."""
         return replace(self, groups=_one(self.groups, sample), rows=_one(self.rows, sample))
 
-    def weights(self, masses: Tensor, sample: int, picked: Tensor | slice, *, leaky: bool) -> Tensor:
-        """Return the weights (H, rows, 1 + count) of rest and groups from their masses, in the same shape.
+    def concerned(self, sample: int, picked: Tensor | slice) -> Tensor:
+        """Return which rows the edit changes, boolean (H, rows or 1, 1)."""
+        return _concerned(self, sample, picked)
+
+    def factors(self, tile: Tensor, sample: int, picked: Tensor | slice, *, leaky: bool) -> Tensor:
+        """Return what to multiply attention (H, rows, keys) with.
 
         ``leaky`` says that rows sum to less than one, because a learned sink takes the difference.
         """
-        other = (1 - masses.sum(-1)).clamp(min=0) if leaky else torch.zeros_like(masses[..., 0])
-        weights = self.rule.weights(masses, other)
-        if self.rows is None and bool(self.heads.all()):
-            return weights
-        return torch.where(_concerned(self, sample, picked), weights, torch.ones_like(weights))
-
-    def factors(self, tile: Tensor, sample: int, picked: Tensor | slice, *, leaky: bool) -> Tensor:
-        """Return what to multiply attention (H, rows, keys) with, by plain PyTorch."""
         groups = self.groups[sample, :, : tile.shape[-1]]
         names = torch.arange(self.count + 1, device=groups.device, dtype=groups.dtype)
         member = (groups[..., None] == names).to(tile.dtype).expand(len(tile), -1, -1)
-        return self.weights(tile @ member, sample, picked, leaky=leaky) @ member.transpose(1, 2)
+        masses = tile @ member
+        other = (1 - masses.sum(-1)).clamp(min=0) if leaky else torch.zeros_like(masses[..., 0])
+        weights = self.rule.weights(masses, other)
+        weights = torch.where(self.concerned(sample, picked), weights, torch.ones_like(weights))
+        return weights @ member.transpose(1, 2)
 
 
 RowEdit = Hide | Shape | Reweight

@@ -117,13 +117,57 @@ void headscope_columns(const float *tile, int64_t rows, int64_t cols, int64_t st
 /* The group of each key is a byte: one array for each run of ``run`` rows (a head), ``group_stride`` bytes apart, or one
  * array for all of them where that is 0. */
 
-/* masses[r, g] = what row r puts on the keys of group g < count */
-void headscope_masses(const float *tile, int64_t rows, int64_t cols, int64_t stride, const uint8_t *group,
-                      int64_t group_stride, int64_t run, int64_t count, float *masses, int threads) {
+enum { SCALE, FLOOR, TRANSFER, REDISTRIBUTE };
+#define GROUPS 16
+
+static int renormalise(float *weights, const double *masses, float *other, int32_t count) {
+    double total = other ? *other : 0.0;
+    for (int32_t g = 0; g < count; g++) total += weights[g] * masses[g];
+    if (!(total > 0.0)) return 0;
+    for (int32_t g = 0; g < count; g++) weights[g] = (float)(weights[g] / total);
+    if (other) *other = (float)(*other / total);
+    return 1;
+}
+
+/* weights of groups from their masses, as rules.py gives them; returns 0 where the row stays as it is */
+static int weights_of(const float *rule, const double *masses, float *other, int32_t count, float *weights) {
+    for (int32_t g = 0; g < count; g++) weights[g] = rule[0] == SCALE ? rule[1 + g] : 1.0f;
+    if (rule[0] == SCALE) return renormalise(weights, masses, other, count);
+    if (rule[0] == FLOOR) {
+        if (!(masses[1] > 0.0 && masses[1] < rule[1])) return 0;
+        weights[1] = (float)(rule[1] / masses[1]);
+        return renormalise(weights, masses, other, count);
+    }
+    if (rule[0] == TRANSFER) {
+        const double takes = 1.0 + (1.0 - rule[1]) * masses[1] / masses[0];
+        if (!(masses[0] > 0.0 && takes >= 0.0)) return 0;
+        weights[0] = (float)takes;
+        weights[1] = rule[1];
+        return 1;
+    }
+    const double total = masses[2] + masses[3];
+    if (!(masses[2] > 0.0 && masses[3] > 0.0 && total >= rule[3] && masses[2] <= rule[2] * total)) return 0;
+    weights[1] = weights[2] = rule[1];
+    weights[3] = (float)(1.0 + (1.0 - rule[1]) * (masses[1] + masses[2]) / masses[3]);
+    return 1;
+}
+
+/* A rule changes the attention of each row, by what the row puts on each of count groups of keys.
+ *
+ * rule    which one, and its numbers
+ * edit    whether a row is changed, or NULL for all of them
+ * other   what a learned sink takes of each row, before and after, or NULL
+ */
+void headscope_reweigh(float *tile, int64_t rows, int64_t cols, int64_t stride, const uint8_t *group,
+                       int64_t group_stride, int64_t run, int64_t count, const float *rule, const uint8_t *edit,
+                       float *other, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
-        const float *s = tile + r * stride;
+        if (edit && !edit[r]) continue;
+        float *s = tile + r * stride;
         const uint8_t *of = group + r / run * group_stride;
+        double masses[GROUPS];
+        float weights[GROUPS];
         for (int32_t g = 0; g < (int32_t)count; g++) {
             /* 0 or 1 as a factor: GCC 12 loses terms of a sum whose condition is on narrower integers */
             float lanes[LANES] = {0};
@@ -133,32 +177,22 @@ void headscope_masses(const float *tile, int64_t rows, int64_t cols, int64_t str
             double sum = 0.0;
             for (int j = 0; j < LANES; j++) sum += lanes[j];
             for (; i < cols; i++) sum += s[i] * (float)((int32_t)of[i] == g);
-            masses[r * count + g] = (float)sum;
+            masses[g] = sum;
         }
-    }
-}
-
-/* tile[r, k] *= weights[r, group of k] */
-void headscope_weigh(float *tile, int64_t rows, int64_t cols, int64_t stride, const uint8_t *group,
-                     int64_t group_stride, int64_t run, int64_t count, const float *weights, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        float *s = tile + r * stride;
-        const uint8_t *of = group + r / run * group_stride;
-        const float *w = weights + r * count;
+        if (!weights_of(rule, masses, other ? other + r : 0, (int32_t)count, weights)) continue;
         int64_t i = 0;
         for (; i + LANES <= cols; i += LANES) {
             float lanes[LANES];
-            for (int j = 0; j < LANES; j++) lanes[j] = w[0];
+            for (int j = 0; j < LANES; j++) lanes[j] = weights[0];
             for (int32_t g = 1; g < (int32_t)count; g++)
-                for (int j = 0; j < LANES; j++) lanes[j] = (int32_t)of[i + j] == g ? w[g] : lanes[j];
+                for (int j = 0; j < LANES; j++) lanes[j] = (int32_t)of[i + j] == g ? weights[g] : lanes[j];
             for (int j = 0; j < LANES; j++) s[i + j] *= lanes[j];
         }
-        for (; i < cols; i++) s[i] *= w[of[i]];
+        for (; i < cols; i++) s[i] *= weights[of[i]];
     }
 }
 
-/* Logits of group 1 become -inf in rows where edit[r] is set and another key can be seen. */
+/* Logits of group 1 become -inf in rows that are edited and see another key. */
 void headscope_hide(float *tile, int64_t rows, int64_t stride, const int64_t *limit, const uint8_t *group,
                     int64_t group_stride, int64_t run, const uint8_t *edit, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -166,8 +200,9 @@ void headscope_hide(float *tile, int64_t rows, int64_t stride, const int64_t *li
         float *s = tile + r * stride;
         const uint8_t *of = group + r / run * group_stride;
         int64_t other = 0;
+        if (edit && !edit[r]) continue;
         while (other < limit[r] && (of[other] || !(s[other] > -INFINITY))) other++;
-        if (!edit[r] || other == limit[r]) continue;
+        if (other == limit[r]) continue;
         for (int64_t i = 0; i < limit[r]; i++) s[i] = of[i] ? -INFINITY : s[i];
     }
 }

@@ -124,20 +124,24 @@ def one_row(inp: AttentionInputs, heads: Tensor) -> Tensor:
 
     There is nothing to stream: one product, the edits, one product, over key heads as they lie, without a copy.
     """
-    first, last = int(heads[0]) // inp.group, int(heads[-1]) // inp.group
-    part = inp.with_kv_heads(slice(first, last + 1))
+    first, *_, last = heads[[0, -1]].div(inp.group, rounding_mode="floor").tolist()
+    if 2 * (last + 1 - first) > inp.kv_heads:  # a view of nearly all costs more than the rest of the work
+        first, part = 0, inp
+    else:
+        part = inp.with_kv_heads(slice(first, last + 1))
     dtype = accumulation_dtype(inp.q.dtype)
     q = (part.q.to(dtype) * part.scale).reshape(part.batch, part.kv_heads, part.group, -1)
     tiles = torch.matmul(q, part.k.to(dtype).transpose(-1, -2)).view(part.batch, part.heads, 1, part.tk)
-    limit = torch.full((1,), part.tk, device=tiles.device)
+    limit = torch.full((part.heads,), part.tk, device=tiles.device)
     wants, stats = Wants(out=True), Stats()
     for sample, tile in enumerate(tiles):
         place = (sample, slice(None), slice(None))
         _shape_logits(part, tile, sample, slice(None), limit)
-        _normalise(part, wants, tile.view(part.heads, part.tk), limit, stats, place)
-        _reweight(part, wants, tile, sample, slice(None), stats, place)
+        other = _normalise(part, wants, tile[:, 0], limit, stats, place)
+        _reweight(part, wants, tile, sample, slice(None), stats, place, other)
     out = torch.matmul(tiles.view(part.batch, part.kv_heads, part.group, -1), part.v.to(dtype))
-    return out.view(part.batch, part.heads, 1, -1)[:, heads - first * part.group].to(inp.v.dtype)
+    picked = heads if first == 0 else heads - first * part.group
+    return out.view(part.batch, part.heads, 1, -1)[:, picked].to(inp.v.dtype)
 
 
 def _by_kv_head(inp: AttentionInputs) -> Iterator[tuple[AttentionInputs, slice]]:
@@ -190,12 +194,14 @@ def _sweep_group(
     right = _right_hand(inp, wants, sample)
     scaled = inp.q[sample] * inp.scale
     n = inp.tq if queries is None else len(queries)
+    positions = torch.arange(n, device=scaled.device) if queries is None else queries
+    limits = (positions + inp.offset + 1).clamp(0, inp.tk) if inp.causal else torch.full_like(positions, inp.tk)
     space = torch.empty(0, dtype=scaled.dtype, device=scaled.device)
     for block in _blocks(inp, n):
         picked: Tensor | slice = block if queries is None else queries[block]
-        positions = torch.arange(n, device=scaled.device)[block] if queries is None else queries[block]
-        limit = (positions + inp.offset + 1).clamp(0, inp.tk) if inp.causal else torch.full_like(positions, inp.tk)
+        limit = limits[block]
         seen = int(limit.max())
+        limit = limit.repeat(inp.heads)
         rows = scaled[:, picked].reshape(-1, scaled.shape[-1])
         if space.numel() < len(rows) * seen:
             space = scaled.new_empty(len(rows) * inp.tk)
@@ -207,8 +213,8 @@ def _sweep_group(
             torch.bmm(*halves, out=tile.view(inp.kv_heads, -1, seen))
         shaped = tile.view(inp.heads, -1, seen)
         _shape_logits(inp, shaped, sample, picked, limit)
-        _normalise(inp, wants, tile, limit, stats, (sample, heads, block))
-        _reweight(inp, wants, shaped, sample, picked, stats, (sample, heads, block))
+        other = _normalise(inp, wants, tile, limit, stats, (sample, heads, block))
+        _reweight(inp, wants, shaped, sample, picked, stats, (sample, heads, block), other)
         _collect(wants, shaped, right, stats, sample, heads, block)
 
 
@@ -220,7 +226,10 @@ def _right_hand(inp: AttentionInputs, wants: Wants, sample: int) -> Tensor | Non
 
 
 def _shape_logits(inp: AttentionInputs, tile: Tensor, sample: int, picked: Tensor | slice, limit: Tensor) -> None:
-    """Apply soft-cap, bias, mask and edits to the logits of a tile (heads, rows, keys), in place."""
+    """Apply soft-cap, bias, mask and edits to the logits of a tile (heads, rows, keys), in place.
+
+    ``limit`` (heads · rows,) is how many keys each row can see.
+    """
     seen = tile.shape[-1]
     if inp.softcap is not None:
         tile.div_(inp.softcap).tanh_().mul_(inp.softcap)
@@ -240,11 +249,17 @@ def _shape_logits(inp: AttentionInputs, tile: Tensor, sample: int, picked: Tenso
 def _hide(edit: Hide, tile: Tensor, sample: int, picked: Tensor | slice, limit: Tensor) -> None:
     kernel = _kernel(tile)
     if kernel is not None:
-        edited = edit.concerned(sample, picked).expand(*tile.shape[:2], 1)
-        compiled.hide(kernel, tile, limit, edit.keys[sample], edited)
+        compiled.hide(kernel, tile, limit, edit.keys[sample], _edited(edit, tile, sample, picked))
         return
-    future = torch.arange(tile.shape[-1], device=tile.device) >= limit[:, None]
+    future = torch.arange(tile.shape[-1], device=tile.device) >= limit.view(*tile.shape[:2], 1)
     tile.masked_fill_(edit.cut((tile > -torch.inf) & ~future, sample, picked), -torch.inf)
+
+
+def _edited(edit: Hide | Reweight, tile: Tensor, sample: int, picked: Tensor | slice) -> Tensor | None:
+    """Return which rows (heads, rows) of a tile an edit changes, or None for all."""
+    if edit.rows is None and bool(edit.heads.all()):
+        return None
+    return edit.concerned(sample, picked)[..., 0].expand(tile.shape[:2]).contiguous()
 
 
 def _kernel(tile: Tensor) -> ctypes.CDLL | None:
@@ -254,15 +269,18 @@ def _kernel(tile: Tensor) -> ctypes.CDLL | None:
 
 def _normalise(
     inp: AttentionInputs, wants: Wants, tile: Tensor, limit: Tensor, stats: Stats, place: tuple[int, slice, slice]
-) -> None:
-    """Turn logits (heads · rows, keys) into attention in place, and take the row statistics on the way."""
+) -> Tensor | None:
+    """Turn logits (heads · rows, keys) into attention in place, and take the row statistics on the way.
+
+    Returns what learned sinks take of each row (heads · rows,), if there are any.
+    """
     heads = inp.heads
-    sink = None if inp.sinks is None else inp.sinks.to(tile.dtype).repeat_interleave(len(limit)).contiguous()
+    sink = None if inp.sinks is None else inp.sinks.to(tile.dtype).repeat_interleave(len(tile) // heads).contiguous()
     kernel = _kernel(tile)
     if kernel is None:
-        found = _softmax(tile, limit.repeat(heads), sink, entropy=wants.entropy, best=wants.top == 1)
+        found = _softmax(tile, limit, sink, entropy=wants.entropy, best=wants.top == 1)
     else:
-        found = _softmax_compiled(kernel, tile, limit.repeat(heads), sink, entropy=wants.entropy, best=wants.top == 1)
+        found = _softmax_compiled(kernel, tile, limit, sink, entropy=wants.entropy, best=wants.top == 1)
     lse, entropy, best, weight = (None if x is None else x.view(heads, -1) for x in found)
     sample, at, block = place
     if stats.lse is not None and lse is not None:
@@ -274,6 +292,7 @@ def _normalise(
         assert weight is not None
         stats.top_keys[sample, at, block, 0] = best
         stats.top_weights[sample, at, block, 0] = weight
+    return None if sink is None else (sink - found[0]).exp_()
 
 
 def _reweight(
@@ -284,19 +303,22 @@ def _reweight(
     picked: Tensor | slice,
     stats: Stats,
     place: tuple[int, slice, slice],
+    other: Tensor | None,
 ) -> None:
-    """Change the weights of normalised attention (heads, rows, keys) in place; statistics are of what it becomes."""
+    """Change the weights of normalised attention (heads, rows, keys) in place; statistics are of what it becomes.
+
+    ``other`` (heads · rows,) is what learned sinks take.
+    """
     changes = [edit for edit in inp.edits if isinstance(edit, Reweight)]
     if not changes:
         return
     kernel = _kernel(tile)
     for edit in changes:
-        if kernel is None:
+        if kernel is None or edit.count >= compiled.GROUPS:
             tile.mul_(edit.factors(tile, sample, picked, leaky=inp.leaky))
         else:
-            groups = edit.groups[sample]
-            masses = compiled.masses(kernel, tile, groups, edit.count + 1)
-            compiled.weigh(kernel, tile, groups, edit.weights(masses, sample, picked, leaky=inp.leaky))
+            edited = _edited(edit, tile, sample, picked)
+            compiled.reweigh(kernel, tile, edit.groups[sample], edit.rule.code, edit.count + 1, edited, other)
     if stats.entropy is not None:
         stats.entropy[place] = torch.special.entr(tile).sum(-1)
     if wants.top == 1 and stats.top_keys is not None and stats.top_weights is not None:

@@ -2,7 +2,8 @@
 
 Attention becomes A'[q, k] = w(q, group of k) · A[q, k]. Masses come as (…, 1 + G): the rest first, then the groups;
 ``other`` (…) is what a learned sink takes, 0 without one. Weights come back in the shape of the masses. A row that a
-rule would leave with nothing keeps its attention. ``needs`` are the groups without which a rule changes nothing.
+rule would leave with nothing keeps its attention. ``needs`` are the groups without which a rule changes nothing;
+``code`` is the rule for ``rows.c``, which does the same.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ class Scale:
         """Whether the rule changes nothing: renormalised, a common factor does not."""
         return len({self.rest, *self.scales}) == 1 and self.rest > 0
 
+    @property
+    def code(self) -> tuple[float, ...]:
+        """The rule's number and its own, for the compiled kernel."""
+        return (0, self.rest, *self.scales)
+
     def weights(self, masses: Tensor, other: Tensor) -> Tensor:
         """Return the weights of rest and groups."""
         weights = masses.new_tensor([self.rest, *self.scales]).expand_as(masses)
@@ -90,6 +96,11 @@ class Floor:
         """Whether the rule changes nothing."""
         return self.share == 0
 
+    @property
+    def code(self) -> tuple[float, ...]:
+        """The rule's number and its own, for the compiled kernel."""
+        return (1, self.share)
+
     def weights(self, masses: Tensor, other: Tensor) -> Tensor:
         """Return the weights of rest and group."""
         mass = masses[..., 1]
@@ -119,6 +130,11 @@ class Transfer:
     def neutral(self) -> bool:
         """Whether the rule changes nothing."""
         return self.keep == 1
+
+    @property
+    def code(self) -> tuple[float, ...]:
+        """The rule's number and its own, for the compiled kernel."""
+        return (2, self.keep)
 
     def weights(self, masses: Tensor, other: Tensor) -> Tensor:
         """Return the weights of rest and group; where the rest cannot give or take what is moved, 1."""
@@ -157,6 +173,11 @@ class Redistribute:
     def neutral(self) -> bool:
         """Whether the rule changes nothing."""
         return self.keep == 1
+
+    @property
+    def code(self) -> tuple[float, ...]:
+        """The rule's number and its own, for the compiled kernel."""
+        return (3, self.keep, self.max_portion, self.min_total)
 
     def weights(self, masses: Tensor, other: Tensor) -> Tensor:
         """Return the weights of rest and groups."""
