@@ -13,7 +13,6 @@ from headscope.commands.console import (
     JsonOption,
     emit,
     err,
-    interval,
     out,
     progress,
     quiet_libraries,
@@ -297,28 +296,38 @@ def show(found: Evaluation, files: Sequence[Path]) -> None:
     rows = found.table[found.table["kind"] != "neutral"].to_dict("records")
     base = found.table.iloc[0]
     primary = next((name for name in ("accuracy", "constrained") if base[name] == base[name]), "logprob")
-    columns = ["method", "accuracy", "valid", "among valid", "constrained", "gain", "controls", "p", "length", "drift"]
-    shown = table(*columns, right=("valid", "among valid", "length", "drift"))
+    # As many columns as fit on 80 characters: headings are broken, and intervals stand below their gains.
+    columns = (
+        "accu-\nracy",
+        "valid",
+        "among\nvalid",
+        "con-\nstrained",
+        "gain",
+        "con-\ntrols",
+        "p",
+        "len-\ngth",
+        "drift",
+    )
+    shown = table("method", *columns, right=columns)
+    shown.padding = 0
     for row in rows:
-        method = row["kind"] == "method"
-        gain = interval(*(row[f"{primary}_gain{end}"] for end in ("", "_low", "_high")))
+        method, low = row["kind"] == "method", row[f"{primary}_gain_low"]
+        gain = f"{row[f'{primary}_gain']:+.3f}"
+        bounds = "" if low != low else f"\n{low:.2f} to {row[f'{primary}_gain_high']:.2f}"
         shown.add_row(
             row["method"],
-            interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"]),
-            _number(row["valid"]),
-            _number(row["accuracy_among_valid"]),
-            interval(row["constrained"], row["constrained_low"], row["constrained_high"]),
-            gain if method else "",
-            f"{row['control_gain']:+.3f} ({row['controls']})" if row["controls"] else "",
+            *(_number(row[name]) for name in ("accuracy", "valid", "accuracy_among_valid", "constrained")),
+            gain + bounds if method else "",
+            f"{row['control_gain']:+.3f}" if row["controls"] else "",
             _number(row["p_value"]) if row["controls"] else "",
             _number(row["length"], 1),
-            f"× {number(row['perplexity_ratio'])}" if method and row["drift"] == row["drift"] else "",
+            f"×{number(row['perplexity_ratio'])}" if method and row["drift"] == row["drift"] else "",
         )
     console.print(shown)
     what = {"logprob": "log-probability of the right answer"}.get(primary, primary)
     console.print(
-        f"[dim]gain: in {what}; controls: their mean gain and number; constrained: the likeliest candidate is taken; "
-        "drift: perplexity of neutral text against the base[/dim]"
+        f"[dim]gain: in {what}, with its interval; constrained: the likeliest candidate is taken; controls: their mean "
+        "gain; drift: perplexity of neutral text against the base[/dim]"
     )
     for note in found.notes:
         console.print(f"- {note}", markup=False)

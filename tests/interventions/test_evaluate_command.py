@@ -47,11 +47,10 @@ def test_one_table_with_notes_below(folder: Path) -> None:
     result = quick(folder, "--edit", folder / "edit.json")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    heading = lines[next(i for i, line in enumerate(lines) if "among valid" in line)]
-    for column in ("method", "accuracy", "valid", "constrained", "gain", "controls", "p", "length", "drift"):
-        assert column in heading
+    assert any(all(name in line for name in ("method", "valid", "strained", "gain", "p", "drift")) for line in lines)
     (row,) = [line for line in lines if line.strip().startswith("edit ")]
-    assert "1.000 (1.00 to 1.00)" in row
+    assert row.split()[1:5] == ["1.000", "1.000", "1.000", "1.000"]
+    assert max(map(len, lines[: lines.index(row) + 2])) <= 80
     assert any(line.startswith("- edit: accuracy rises") for line in lines)
     assert (folder / "run" / "report.html").is_file()
 
