@@ -41,8 +41,9 @@ class Context:
         """Return the positions of a region per sample; ``length`` is the number of positions there are."""
         if name == "generated" and self.prompt_length is not None:
             return [list(range(self.prompt_length, length)) for _ in range(self.batch)]
-        if name == "all":
-            return [self._real(sample, length) for sample in range(self.batch)]
+        if name in ("all", "last"):
+            real = [self._real(sample, length) for sample in range(self.batch)]
+            return real if name == "all" else [positions[-1:] for positions in real]
         if name not in self.regions:
             known = [*self.regions, "all", "last", "generated"]
             raise RequestError(f"The prompt has no region {name!r}.{nearest(name, known)}")

@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from headscope.attention import requests as ask
 from headscope.attention.collect import Collector, blank_rows, collectors, heads_first
 from headscope.attention.context import Context
-from headscope.attention.edits import Edit, RowsEdit
+from headscope.attention.edits import AttentionEdit, Edit, KnockOut, LogitEdit, RowsEdit
 from headscope.attention.edits.call import Call
 from headscope.attention.plan import PLANNERS, Needs
 from headscope.attention.sites import Site, Sites
 from headscope.errors import RequestError, UnsupportedError
 from headscope.kernels import reference
-from headscope.kernels.dispatch import compute
+from headscope.kernels.dispatch import compute, step
 from headscope.kernels.edits import RowEdit
 from headscope.kernels.inputs import AttentionInputs
-from headscope.kernels.rows import Wants, one_row
+from headscope.kernels.rows import Wants
+
+_EFFECTIVE = ("effective",)
+"""Where the memory keeps which edits have changed something."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,24 @@ class Answer:
             there = rows >= 0
             out[sample, self.heads[:, None], rows[there]] = patch[sample][:, there]
         return out
+
+    def changes(self, out: Tensor, real: Tensor | None) -> Tensor:
+        """Return which of ``heads`` the patch changes by more than rounding does, boolean (n,).
+
+        ``out`` is the output (B, H, Tq, Dv) without it, and ``real`` (B, Tq) the rows that count, None for all.
+        """
+        assert self.heads is not None
+        assert self.patch is not None
+        before, after = out.detach()[:, self.heads], self.patch.detach().to(out.dtype)
+        if self.rows is not None:
+            at = self.rows.clamp(min=0)
+            before = before.gather(2, at[:, None, :, None].expand_as(after))
+            real = (self.rows >= 0) if real is None else (self.rows >= 0) & real.gather(1, at)
+        if real is not None:
+            before, after = (x.masked_fill(~real[:, None, :, None], 0) for x in (before, after))
+        eps = torch.finfo(out.dtype).eps
+        rounding = (16 if eps < 1e-4 else 4) * eps * before.abs().amax()
+        return (after - before).abs().amax((0, 2, 3)) > rounding
 
 
 class Session:
@@ -141,21 +162,35 @@ class Session:
         self._rows[id(site.output)] = max(0, total - inp.tq), inp.batch, inp.tq
         edits = self._row_edits(site, inp, context)
         inp = replace(inp, edits=edits) if edits else inp
-        out = None
-        with torch.no_grad():
-            for queries, members in self._by_rows(site, inp, context):
-                everything = queries is None
-                stats_out = self._sweep(site, inp, context, queries, members)
-                out = stats_out if everything else out
+        if id(site.attention) in self._calls:
+            out = self._captured(site, inp, context)
             if out is not None and not gradients:
                 return Answer(out)
         if not edits:
             return Answer()
-        heads = torch.stack([edit.heads for edit in edits]).any(0).nonzero().flatten()
+        heads = self._heads(site, edits)
         if gradients:
             return Answer(None, heads, reference.attend(inp.select(heads)))
         with torch.no_grad():
             return _edited(inp, heads)
+
+    def _heads(self, site: Site, edits: tuple[RowEdit, ...]) -> Tensor:
+        """Return the heads (n,) that any edit concerns, worked out anew only where the edits' heads are others."""
+        slot, masks = ("heads", site.stack, site.layer), [edit.heads for edit in edits]
+        known, heads = self.memory.get(slot, ((), None))
+        if len(known) != len(masks) or any(a is not b for a, b in zip(known, masks, strict=True)):
+            heads = torch.stack(masks).any(0).nonzero().flatten()
+            self.memory[slot] = masks, heads
+        return heads  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _captured(self, site: Site, inp: AttentionInputs, context: Context) -> Tensor | None:
+        """Capture what is asked of this call, and return its output if it was computed on the way."""
+        out = None
+        for queries, members in self._by_rows(site, inp, context):
+            found = self._sweep(site, inp, context, queries, members)
+            out = found if queries is None else out
+        return out
 
     def _row_edits(self, site: Site, inp: AttentionInputs, context: Context) -> tuple[RowEdit, ...]:
         """Return what the kernels do at this call, in the order of the edits."""
@@ -178,16 +213,43 @@ class Session:
                 'the attention implementation was changed, set it back: model.hf.set_attn_implementation("headscope").'
             )
 
+    def notice(self, site: Site, answer: Answer, out: Tensor | None) -> None:
+        """Remember which edits changed a layer's output (B, H, Tq, Dv), None where only the edited one is known.
+
+        Of edits that share a head all count: which of them did it cannot be told.
+        """
+        effective = self.memory.setdefault(_EFFECTIVE, set())
+        waiting = [(n, edit) for n, edit in self._editors.get((site.stack, site.layer), ()) if n not in effective]
+        if not waiting or (answer.heads is None and answer.out is None):
+            return
+        if out is None or answer.heads is None:
+            effective.update(number for number, _ in waiting)
+            return
+        valid = self.context(site.stack, out.shape[0]).valid
+        real = None
+        if valid is not None and valid.shape[1] == out.shape[2]:
+            real = valid.bool().repeat_interleave(out.shape[0] // len(valid), 0).to(out.device)
+        changed = set(answer.heads[answer.changes(out, real)].tolist())
+        effective.update(n for n, edit in waiting if changed & {h for at, h in edit.heads if at == site.layer})
+
     def warn_of_nothing(self) -> None:
-        """Warn of edits that looked for keys and found none: they changed nothing."""
+        """Warn of edits of rows that changed nothing."""
+        effective = self.memory.get(_EFFECTIVE, set())
         for number, edit in enumerate(self.edits):
+            if not isinstance(edit, (AttentionEdit, KnockOut, LogitEdit)) or number in effective:
+                continue
             found = self.memory.get((number, "found"))
+            kind, heads = type(edit).__name__, f"any of its {len(edit.heads)} heads"
             if found is not None and not any(found):
-                warnings.warn(
-                    f"{type(edit).__name__} found no key to edit in any of its {len(edit.heads)} heads: it changed "  # type: ignore[union-attr]
-                    "nothing. Lower the threshold, or choose other heads.",
-                    stacklevel=3,
+                told = (
+                    f"found no key to edit in {heads}: it changed nothing. Lower the threshold, or choose other heads."
                 )
+            else:
+                told = (
+                    f"changed nothing in {heads}: its rows were not there, or it leaves them as they are. Look at its "
+                    "regions, rows and strength."
+                )
+            warnings.warn(f"{kind} {told}", stacklevel=3)
 
     def _by_rows(
         self, site: Site, inp: AttentionInputs, context: Context
@@ -284,7 +346,7 @@ class Session:
 def _edited(inp: AttentionInputs, heads: Tensor) -> Answer:
     """Compute the rows that edits change, of some heads (n,)."""
     if inp.tq == 1:
-        return Answer(None, heads, one_row(inp, heads))
+        return Answer(None, heads, step(inp, heads))
     rows = _edited_rows(inp)
     part = inp.select(heads)
     if rows is None:

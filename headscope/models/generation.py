@@ -94,7 +94,6 @@ def _decode(
             output = model.hf(**tensors, **extra)
         if step == 0:
             session.check_visited()
-            session.warn_of_nothing()
         if getattr(output, "logits", None) is None or "past_key_values" not in output:
             raise RequestError(f"{model.name} has no language-model head to generate with: use run().")
         last = output.logits[:, -1:].float()
@@ -106,6 +105,7 @@ def _decode(
         if teacher is None and (token in ends or _stopped(stop, _text(model, tokens))):
             break
         tensors = _next(prepared, tensors, token, output, extra)
+    steps[-1].warn_of_nothing()
     return steps, tokens, logits
 
 

@@ -223,10 +223,19 @@ class Model:
         """
         before = self.edits
         self.edits = (*before, *self._checked(edits))
+        session = Session(self.sites, edits=self.edits)
+
+        def forget(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+            cache = given.get("past_key_values")
+            if cache is None or not cache.get_seq_length():  # another prompt: what edits found in the last one is void
+                session.memory.clear()
+
+        handle = self.hf.register_forward_pre_hook(forget, with_kwargs=True)
         try:
-            with active(Session(self.sites, edits=self.edits)):
+            with active(session):
                 yield self
         finally:
+            handle.remove()
             self.edits = before
 
     @contextlib.contextmanager
