@@ -236,11 +236,13 @@ class Session:
         """Warn of edits of rows that changed nothing."""
         effective = self.memory.get(_EFFECTIVE, set())
         for number, edit in enumerate(self.edits):
-            if not isinstance(edit, (AttentionEdit, KnockOut, LogitEdit)) or number in effective:
+            if not isinstance(edit, (AttentionEdit, KnockOut, LogitEdit)):
                 continue
-            found = self.memory.get((number, "found"))
+            found = self.memory.get((number, "found"), [True])
+            if any(found) and number in effective:
+                continue
             kind, heads = type(edit).__name__, f"any of its {len(edit.heads)} heads"
-            if found is not None and not any(found):
+            if not any(found):
                 told = (
                     f"found no key to edit in {heads}: it changed nothing. Lower the threshold, or choose other heads."
                 )
