@@ -13,9 +13,13 @@ import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from headscope.kernels.edits import Reweight, RowEdit
+from headscope.kernels.inputs import AttentionInputs
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +93,11 @@ def _bind(path: Path) -> ctypes.CDLL:
     found.headscope_reweigh.restype = None
     found.headscope_hide.argtypes = [_POINTER, i64, i64, _POINTER, *grouped, _POINTER, ctypes.c_int]
     found.headscope_hide.restype = None
+    found.headscope_step.argtypes = [
+        *[_POINTER] * 4, *[i64] * 6, ctypes.c_float, _POINTER, i64, _POINTER, *[i64] * 3, *[_POINTER] * 3,
+        ctypes.c_int,
+    ]  # fmt: skip
+    found.headscope_step.restype = None
     return found
 
 
@@ -118,9 +127,8 @@ def reweigh(
     is brought up to date.
     """
     heads, rows, seen = tile.shape
-    numbers = (ctypes.c_float * len(rule))(*rule)
     kernel.headscope_reweigh(
-        tile.data_ptr(), heads * rows, seen, seen, *_grouped(groups, rows), count, ctypes.addressof(numbers),
+        tile.data_ptr(), heads * rows, seen, seen, *_grouped(groups, rows), count, (ctypes.c_float * len(rule))(*rule),
         None if edited is None else edited.data_ptr(), None if other is None else other.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -136,6 +144,35 @@ def hide(kernel: ctypes.CDLL, tile: Tensor, limit: Tensor, keys: Tensor, edited:
         tile.data_ptr(), heads * rows, seen, limit.data_ptr(), *_grouped(keys, rows),
         None if edited is None else edited.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
+
+
+def step(kernel: ctypes.CDLL, inp: AttentionInputs, heads: Tensor, edit: RowEdit) -> Tensor:
+    """Return the output (B, n, 1, Dv) of some heads (n,) in a decoding step under one edit of all its rows.
+
+    Keys and values are read where they lie.
+    """
+    groups = edit.groups if isinstance(edit, Reweight) else edit.keys
+    mask = None if inp.mask is None else inp.mask.data_ptr()
+    mask_batch = 0 if inp.mask is None or len(inp.mask) == 1 else inp.mask.stride(0)
+    tile = inp.q.new_empty(inp.batch, len(heads), inp.tk)
+    out = inp.q.new_empty(inp.batch, len(heads), 1, inp.v.shape[-1])
+    rule = edit.code
+    kernel.headscope_step(
+        _lines(inp.q), _lines(inp.k), _lines(inp.v), heads.data_ptr(), len(heads), inp.group, inp.batch, inp.tk,
+        inp.q.shape[-1], out.shape[-1], inp.scale, mask, mask_batch, groups.data_ptr(), groups.stride(0),
+        groups.stride(1) if groups.shape[1] > 1 else 0, edit.count + 1 if isinstance(edit, Reweight) else 2,
+        (ctypes.c_float * len(rule))(*rule), tile.data_ptr(), out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+class _Lines(ctypes.Structure):
+    _fields_ = (("start", _POINTER), ("batch", ctypes.c_int64), ("head", ctypes.c_int64), ("row", ctypes.c_int64))
+
+
+def _lines(x: Tensor) -> Any:
+    """Return where the lines of x (B, H, T, D) begin."""
+    return ctypes.byref(_Lines(x.data_ptr(), *x.stride()[:3]))
 
 
 def _grouped(groups: Tensor, rows: int) -> tuple[int, int, int]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from headscope.kernels import sdpa
+from headscope.kernels import compiled, reference, sdpa
 from headscope.kernels.compiled import library
-from headscope.kernels.inputs import AttentionInputs
+from headscope.kernels.edits import Reweight
+from headscope.kernels.inputs import AttentionInputs, accumulation_dtype
 from headscope.kernels.rows import Stats, Wants, sweep
 
 
@@ -29,6 +30,32 @@ def compute(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -
     if compiled or needs_rows:
         return sweep(inp, wants)
     return _identities(inp, wants)
+
+
+def step(inp: AttentionInputs, heads: Tensor) -> Tensor:
+    """Return the output (B, n, 1, Dv) of some heads (n,) in a decoding step, Tq = 1, under edits.
+
+    There is nothing to stream, and little to hide overhead behind: one call of the compiled kernel for one edit of
+    plain attention, the most usual case by far, and plainly otherwise.
+    """
+    kernel = library() if inp.q.device.type == "cpu" else None
+    if kernel is not None and _simple(inp):
+        return compiled.step(kernel, inp, heads, inp.edits[0])
+    part, dtype = inp.select(heads), accumulation_dtype(inp.q.dtype)
+    working = replace(part, q=part.q.to(dtype), k=part.k.to(dtype), v=part.v.to(dtype))
+    return reference.attend(working).to(inp.v.dtype)
+
+
+def _simple(inp: AttentionInputs) -> bool:
+    if len(inp.edits) != 1 or inp.edits[0].rows is not None or inp.bias is not None or inp.softcap is not None:
+        return False
+    if isinstance(inp.edits[0], Reweight) and inp.edits[0].count >= compiled.GROUPS:
+        return False
+    mask = inp.mask is None or (
+        inp.mask.dtype == torch.bool and inp.mask.shape[1:3] == (1, 1) and inp.mask.stride(3) == 1
+    )
+    dense = all(x.dtype == torch.float32 and x.stride(3) == 1 for x in (inp.q, inp.k, inp.v))
+    return mask and dense and inp.sinks is None
 
 
 def _identities(inp: AttentionInputs, wants: Wants) -> Stats:

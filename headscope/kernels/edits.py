@@ -61,6 +61,11 @@ class Hide:
         """Return the edit of one sample alone."""
         return replace(self, keys=_one(self.keys, sample), rows=_one(self.rows, sample))
 
+    @property
+    def code(self) -> tuple[float, ...]:
+        """The edit's number, for the compiled kernel."""
+        return (-1,)
+
     def cut(self, visible: Tensor, sample: int, picked: Tensor | slice) -> Tensor:
         """Return what to hide, boolean (H, rows, keys), of what is visible (H, rows, keys)."""
         hidden = self.keys[sample, :, None, : visible.shape[-1]] & self.concerned(sample, picked)
@@ -97,6 +102,11 @@ class Shape:
     def of(self, sample: int) -> Shape:
         """Return the edit of one sample alone."""
         return replace(self, keys=_one(self.keys, sample), rows=_one(self.rows, sample))
+
+    @property
+    def code(self) -> tuple[float, ...]:
+        """The edit's number and its own, for the compiled kernel."""
+        return (-2, self.temperature, self.bias, self.boost)
 
     def apply(self, logits: Tensor, sample: int, picked: Tensor | slice) -> Tensor:
         """Return the shaped logits (H, rows, keys)."""
@@ -146,6 +156,11 @@ class Reweight:
     def of(self, sample: int) -> Reweight:
         """Return the edit of one sample alone."""
         return replace(self, groups=_one(self.groups, sample), rows=_one(self.rows, sample))
+
+    @property
+    def code(self) -> tuple[float, ...]:
+        """The rule's number and its own, for the compiled kernel."""
+        return self.rule.code
 
     def concerned(self, sample: int, picked: Tensor | slice) -> Tensor:
         """Return which rows the edit changes, boolean (H, rows or 1, 1)."""

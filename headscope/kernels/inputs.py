@@ -89,16 +89,12 @@ class AttentionInputs:
 
     def with_kv_head(self, kv_head: int) -> AttentionInputs:
         """Return the part that belongs to one key-value head: its query group against one key head."""
-        return self.with_kv_heads(slice(kv_head, kv_head + 1))
-
-    def with_kv_heads(self, kv_heads: slice) -> AttentionInputs:
-        """Return the part that belongs to a run of key-value heads."""
-        heads = slice(kv_heads.start * self.group, kv_heads.stop * self.group)
+        heads = slice(kv_head * self.group, (kv_head + 1) * self.group)
         return replace(
             self,
             q=self.q[:, heads],
-            k=self.k[:, kv_heads],
-            v=self.v[:, kv_heads],
+            k=self.k[:, kv_head : kv_head + 1],
+            v=self.v[:, kv_head : kv_head + 1],
             mask=_heads(self.mask, heads),
             bias=_heads(self.bias, heads),
             sinks=None if self.sinks is None else self.sinks[heads],

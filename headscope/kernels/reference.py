@@ -1,7 +1,7 @@
 """The oracle: explicit attention and statistics of it, in any precision, T×T and slow on purpose.
 
-Every other kernel is tested against this file. Outside tests it serves load-time validation, and training
-under edits, where gradients must flow through the edited rows.
+Every other kernel is tested against this file. Outside tests it serves load-time validation, rarer decoding
+steps under edits, and training under edits, where gradients must flow through the edited rows.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ void headscope_columns(const float *tile, int64_t rows, int64_t cols, int64_t st
 /* The group of each key is a byte: one array for each run of ``run`` rows (a head), ``group_stride`` bytes apart, or one
  * array for all of them where that is 0. */
 
-enum { SCALE, FLOOR, TRANSFER, REDISTRIBUTE };
+enum { SHAPE = -2, HIDE, SCALE, FLOOR, TRANSFER, REDISTRIBUTE };
 #define GROUPS 16
 
 static int renormalise(float *weights, const double *masses, float *other, int32_t count) {
@@ -152,6 +152,31 @@ static int weights_of(const float *rule, const double *masses, float *other, int
     return 1;
 }
 
+static void reweigh_row(float *s, int64_t cols, const uint8_t *of, int32_t count, const float *rule, float *other) {
+    double masses[GROUPS];
+    float weights[GROUPS];
+    for (int32_t g = 0; g < count; g++) {
+        /* 0 or 1 as a factor: GCC 12 loses terms of a sum whose condition is on narrower integers */
+        float lanes[LANES] = {0};
+        int64_t i = 0;
+        for (; i + LANES <= cols; i += LANES)
+            for (int j = 0; j < LANES; j++) lanes[j] += s[i + j] * (float)((int32_t)of[i + j] == g);
+        masses[g] = 0.0;
+        for (int j = 0; j < LANES; j++) masses[g] += lanes[j];
+        for (; i < cols; i++) masses[g] += s[i] * (float)((int32_t)of[i] == g);
+    }
+    if (!weights_of(rule, masses, other, count, weights)) return;
+    int64_t i = 0;
+    for (; i + LANES <= cols; i += LANES) {
+        float lanes[LANES];
+        for (int j = 0; j < LANES; j++) lanes[j] = weights[0];
+        for (int32_t g = 1; g < count; g++)
+            for (int j = 0; j < LANES; j++) lanes[j] = (int32_t)of[i + j] == g ? weights[g] : lanes[j];
+        for (int j = 0; j < LANES; j++) s[i + j] *= lanes[j];
+    }
+    for (; i < cols; i++) s[i] *= weights[of[i]];
+}
+
 /* A rule changes the attention of each row, by what the row puts on each of count groups of keys.
  *
  * rule    which one, and its numbers
@@ -162,47 +187,94 @@ void headscope_reweigh(float *tile, int64_t rows, int64_t cols, int64_t stride, 
                        int64_t group_stride, int64_t run, int64_t count, const float *rule, const uint8_t *edit,
                        float *other, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        if (edit && !edit[r]) continue;
-        float *s = tile + r * stride;
-        const uint8_t *of = group + r / run * group_stride;
-        double masses[GROUPS];
-        float weights[GROUPS];
-        for (int32_t g = 0; g < (int32_t)count; g++) {
-            /* 0 or 1 as a factor: GCC 12 loses terms of a sum whose condition is on narrower integers */
-            float lanes[LANES] = {0};
-            int64_t i = 0;
-            for (; i + LANES <= cols; i += LANES)
-                for (int j = 0; j < LANES; j++) lanes[j] += s[i + j] * (float)((int32_t)of[i + j] == g);
-            double sum = 0.0;
-            for (int j = 0; j < LANES; j++) sum += lanes[j];
-            for (; i < cols; i++) sum += s[i] * (float)((int32_t)of[i] == g);
-            masses[g] = sum;
-        }
-        if (!weights_of(rule, masses, other ? other + r : 0, (int32_t)count, weights)) continue;
-        int64_t i = 0;
-        for (; i + LANES <= cols; i += LANES) {
-            float lanes[LANES];
-            for (int j = 0; j < LANES; j++) lanes[j] = weights[0];
-            for (int32_t g = 1; g < (int32_t)count; g++)
-                for (int j = 0; j < LANES; j++) lanes[j] = (int32_t)of[i + j] == g ? weights[g] : lanes[j];
-            for (int j = 0; j < LANES; j++) s[i + j] *= lanes[j];
-        }
-        for (; i < cols; i++) s[i] *= weights[of[i]];
-    }
+    for (int64_t r = 0; r < rows; r++)
+        if (!edit || edit[r])
+            reweigh_row(tile + r * stride, cols, group + r / run * group_stride, (int32_t)count, rule,
+                        other ? other + r : 0);
+}
+
+static void hide_row(float *s, int64_t n, const uint8_t *of) {
+    int64_t other = 0;
+    while (other < n && (of[other] || !(s[other] > -INFINITY))) other++;
+    for (int64_t i = 0; i < n && other < n; i++) s[i] = of[i] ? -INFINITY : s[i];
 }
 
 /* Logits of group 1 become -inf in rows that are edited and see another key. */
 void headscope_hide(float *tile, int64_t rows, int64_t stride, const int64_t *limit, const uint8_t *group,
                     int64_t group_stride, int64_t run, const uint8_t *edit, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        float *s = tile + r * stride;
-        const uint8_t *of = group + r / run * group_stride;
-        int64_t other = 0;
-        if (edit && !edit[r]) continue;
-        while (other < limit[r] && (of[other] || !(s[other] > -INFINITY))) other++;
-        if (other == limit[r]) continue;
-        for (int64_t i = 0; i < limit[r]; i++) s[i] = of[i] ? -INFINITY : s[i];
+    for (int64_t r = 0; r < rows; r++)
+        if (!edit || edit[r]) hide_row(tile + r * stride, limit[r], group + r / run * group_stride);
+}
+
+typedef struct {
+    const float *start;
+    int64_t batch, head, row; /* strides in floats */
+} lines;
+
+static void logits_row(const float *q, const float *k, int64_t k_row, int64_t keys, int64_t width, float scale, float *s) {
+    for (int64_t i = 0; i < keys; i++, k += k_row) {
+        float lanes[LANES] = {0}, sum = 0.0f;
+        int64_t d = 0;
+        for (; d + LANES <= width; d += LANES)
+            for (int j = 0; j < LANES; j++) lanes[j] += q[d + j] * k[d + j];
+        for (int step = LANES / 2; step; step /= 2)
+            for (int j = 0; j < step; j++) lanes[j] += lanes[j + step];
+        for (; d < width; d++) sum += q[d] * k[d];
+        s[i] = scale * (lanes[0] + sum);
+    }
+}
+
+/* summed in runs that are short enough for float */
+static void values_row(const float *s, const float *v, int64_t v_row, int64_t keys, int64_t width, float *out) {
+    for (int64_t d = 0; d < width; d += LANES) {
+        const int64_t many = width - d < LANES ? width - d : LANES;
+        for (int64_t j = 0; j < many; j++) out[d + j] = 0.0f;
+        for (int64_t start = 0; start < keys; start += 128) {
+            const int64_t stop = start + 128 < keys ? start + 128 : keys;
+            const float *value = v + start * v_row + d;
+            float lanes[LANES] = {0};
+            if (many == LANES)
+                for (int64_t i = start; i < stop; i++, value += v_row)
+                    for (int j = 0; j < LANES; j++) lanes[j] += s[i] * value[j];
+            else
+                for (int64_t i = start; i < stop; i++, value += v_row)
+                    for (int64_t j = 0; j < many; j++) lanes[j] += s[i] * value[j];
+            for (int64_t j = 0; j < many; j++) out[d + j] += lanes[j];
+        }
+    }
+}
+
+/* Edited heads of a decoding step, one query each, with keys and values where they lie.
+ *
+ * heads   which query heads, n of them; ``share`` of all heads share a key head
+ * mask    whether a key may be seen, a byte for each, ``mask_batch`` bytes between samples, or NULL
+ * group   of each key, a byte for each
+ * rule    HIDE, SHAPE with temperature, bias and boost, or a rule of weights
+ * tile    room for batch x n x keys
+ * out     batch x n x wide
+ */
+void headscope_step(const lines *q, const lines *k, const lines *v, const int64_t *heads, int64_t n, int64_t share,
+                    int64_t batch, int64_t keys, int64_t width, int64_t wide, float scale, const uint8_t *mask,
+                    int64_t mask_batch, const uint8_t *group, int64_t group_batch, int64_t group_head, int64_t count,
+                    const float *rule, float *tile, float *out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (batch * n * keys > 1 << 14)
+    for (int64_t r = 0; r < batch * n; r++) {
+        const int64_t b = r / n, h = heads[r % n];
+        const uint8_t *of = group + b * group_batch + h * group_head;
+        float *s = tile + r * keys, lse;
+        logits_row(q->start + b * q->batch + h * q->head, k->start + b * k->batch + h / share * k->head, k->row, keys,
+                   width, scale, s);
+        if (rule[0] == SHAPE)
+            for (int64_t i = 0; i < keys; i++) {
+                s[i] /= rule[1];
+                s[i] += of[i] ? rule[2] + rule[3] * fabsf(s[i]) : 0.0f;
+            }
+        if (mask)
+            for (int64_t i = 0; i < keys; i++) s[i] = mask[b * mask_batch + i] ? s[i] : -INFINITY;
+        if (rule[0] == HIDE) hide_row(s, keys, of);
+        one_row(s, keys, keys, -INFINITY, &lse, 0, 0, 0);
+        if (rule[0] >= 0) reweigh_row(s, keys, of, (int32_t)count, rule, 0);
+        values_row(s, v->start + b * v->batch + h / share * v->head, v->row, keys, wide, out + r * wide);
     }
 }

@@ -119,31 +119,6 @@ def sweep(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -> 
     return stats
 
 
-def one_row(inp: AttentionInputs, heads: Tensor) -> Tensor:
-    """Return the output (B, n, 1, Dv) of some heads (n,) in a decoding step, Tq = 1, under edits.
-
-    There is nothing to stream: one product, the edits, one product, over key heads as they lie, without a copy.
-    """
-    first, *_, last = heads[[0, -1]].div(inp.group, rounding_mode="floor").tolist()
-    if 2 * (last + 1 - first) > inp.kv_heads:  # a view of nearly all costs more than the rest of the work
-        first, part = 0, inp
-    else:
-        part = inp.with_kv_heads(slice(first, last + 1))
-    dtype = accumulation_dtype(inp.q.dtype)
-    q = (part.q.to(dtype) * part.scale).reshape(part.batch, part.kv_heads, part.group, -1)
-    tiles = torch.matmul(q, part.k.to(dtype).transpose(-1, -2)).view(part.batch, part.heads, 1, part.tk)
-    limit = torch.full((part.heads,), part.tk, device=tiles.device)
-    wants, stats = Wants(out=True), Stats()
-    for sample, tile in enumerate(tiles):
-        place = (sample, slice(None), slice(None))
-        _shape_logits(part, tile, sample, slice(None), limit)
-        other = _normalise(part, wants, tile[:, 0], limit, stats, place)
-        _reweight(part, wants, tile, sample, slice(None), stats, place, other)
-    out = torch.matmul(tiles.view(part.batch, part.kv_heads, part.group, -1), part.v.to(dtype))
-    picked = heads if first == 0 else heads - first * part.group
-    return out.view(part.batch, part.heads, 1, -1)[:, picked].to(inp.v.dtype)
-
-
 def _by_kv_head(inp: AttentionInputs) -> Iterator[tuple[AttentionInputs, slice]]:
     for kv_head in range(inp.kv_heads):
         yield inp.with_kv_head(kv_head), slice(kv_head * inp.group, (kv_head + 1) * inp.group)
@@ -318,7 +293,7 @@ def _reweight(
             tile.mul_(edit.factors(tile, sample, picked, leaky=inp.leaky))
         else:
             edited = _edited(edit, tile, sample, picked)
-            compiled.reweigh(kernel, tile, edit.groups[sample], edit.rule.code, edit.count + 1, edited, other)
+            compiled.reweigh(kernel, tile, edit.groups[sample], edit.code, edit.count + 1, edited, other)
     if stats.entropy is not None:
         stats.entropy[place] = torch.special.entr(tile).sum(-1)
     if wants.top == 1 and stats.top_keys is not None and stats.top_weights is not None:
@@ -353,8 +328,8 @@ def _softmax(tile: Tensor, limit: Tensor, sink: Tensor | None, *, entropy: bool,
     seen = tile.shape[1]
     if int(limit.min()) < seen:
         tile.masked_fill_(torch.arange(seen, device=tile.device) >= limit[:, None], -torch.inf)
-    top, key = tile.max(dim=-1)
-    key = torch.where(top > -torch.inf, key, -1) if best else None
+    top, at = tile.max(dim=-1)
+    key = torch.where(top > -torch.inf, at, -1) if best else None
     shift = top if sink is None else torch.maximum(top, sink)
     shift = torch.where(shift > -torch.inf, shift, torch.zeros_like(shift))
     # Divided by its own sum, not by exp(lse): what a learned sink takes is 1 − the sum of the row, to the last digit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -57,11 +58,51 @@ def check(inp: AttentionInputs, tolerance: float = 2e-6) -> None:
     assert (weight[..., 0] - pattern.max(-1).values).abs().max() < tolerance
 
 
+@pytest.mark.parametrize("way", ["compiled", "plain"])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("shape", [{}, {"tq": 1, "tk": 29}, {"tq": 5, "tk": 29}, {"heads": 8, "kv_heads": 1}])
-def test_the_sweep_equals_the_oracle(rule, shape) -> None:
+def test_the_sweep_equals_the_oracle(rule, shape, way, monkeypatch) -> None:
+    if way == "plain":
+        monkeypatch.setattr("headscope.kernels.rows.library", lambda: None)
     inp = inputs(**shape)
     check(replace(inp, edits=(edit(rule, inp),)))
+
+
+STEPS = {
+    **{name: partial(edit, rule) for name, rule in RULES.items()},
+    "hide": lambda inp: Hide(*keys(inp)),
+    "shape": lambda inp: Shape(*keys(inp), 1.3, 0.5, 0.2),
+}
+
+
+def keys(inp: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some heads, and some keys, the same for all heads."""
+    g = torch.Generator().manual_seed(1)
+    return torch.tensor([True, False, True, True] * 3)[: inp.heads], torch.rand(inp.batch, 1, inp.tk, generator=g) < 0.3
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("kv_heads", [1, 2, 8])
+@pytest.mark.parametrize("other", ["alone", "mask", "additive mask", "sinks", "two edits", "no compiler"])
+def test_a_step_equals_the_oracle(name, kv_heads, other, monkeypatch) -> None:
+    inp = inputs(heads=8, kv_heads=kv_heads, tq=1, tk=291, d=20)
+    found = (STEPS[name](inp),)
+    g = torch.Generator().manual_seed(2)
+    if other == "mask":
+        inp = replace(inp, mask=torch.rand(inp.batch, 1, 1, inp.tk, generator=g) < 0.8)
+    if other == "additive mask":
+        inp = replace(inp, mask=torch.randn(inp.batch, 1, 1, inp.tk, generator=g))
+    if other == "sinks":
+        inp = replace(inp, sinks=torch.randn(inp.heads, generator=g))
+    if other == "two edits":
+        found = (*found, edit(RULES["scale"], inp, heads=found[0].heads))
+    if other == "no compiler":
+        monkeypatch.setattr("headscope.kernels.dispatch.library", lambda: None)
+    inp = replace(inp, edits=found, causal=False)
+    heads = found[0].heads.nonzero().flatten()
+    out = dispatch.step(inp, heads)
+    truth = replace(inp, q=inp.q.double(), k=inp.k.double(), v=inp.v.double())
+    assert (out - reference.attend(truth)[:, heads]).abs().max() < 1e-5
 
 
 @settings(max_examples=30, deadline=None)

@@ -151,8 +151,7 @@ class AttentionEdit(RowsEdit):
             return None
         heads = self._concerned(call)
         groups, named = self._static(call)
-        missing = [n for n in self.rule.needs if n not in named and isinstance(self.groups[n - 1].keys, tuple)]
-        if missing or not bool(heads.any()):
+        if heads is None or any(n not in named for n in self.rule.needs if isinstance(self.groups[n - 1].keys, tuple)):
             return None
         for number, group in reversed(list(enumerate(self.groups, start=1))):
             if not isinstance(group.keys, tuple):
@@ -160,7 +159,7 @@ class AttentionEdit(RowsEdit):
                 groups = torch.where(mask, torch.full_like(groups[..., :1], number), groups)
         return Reweight(heads, groups, len(self.groups), self.rule, rows)
 
-    def _concerned(self, call: Call) -> torch.Tensor:
+    def _concerned(self, call: Call) -> torch.Tensor | None:
         """Return the heads (H,) of this layer for which the keys were found that the rule needs; set by the prefill."""
         slot = (call.owner, "concerned", call.site.layer)
         if slot not in call.memory:
@@ -172,8 +171,8 @@ class AttentionEdit(RowsEdit):
                     heads = heads & mask.any(-1).any(0) if number in self.rule.needs else heads
             if some:
                 call.memory.setdefault((call.owner, "found"), []).append(any(some))
-            call.memory[slot] = heads
-        held: torch.Tensor = call.memory[slot]
+            call.memory[slot] = heads if bool(heads.any()) else None
+        held: torch.Tensor | None = call.memory[slot]
         return held
 
     def _static(self, call: Call) -> tuple[torch.Tensor, set[int]]:
