@@ -220,7 +220,7 @@ class Ablation(ByContent, Method):
 
 def _parts(heads: Any, layers: Any, mlps: Any, neurons: Any) -> dict[str, Any]:
     """Return what is to be removed, in order and each once."""
-    heads, layers, mlps = (x if isinstance(x, (str, int)) else tuple(x) for x in (heads, layers, mlps))
+    heads, layers, mlps = (x if isinstance(x, (str, int)) else tuple(x or ()) for x in (heads, layers, mlps))
     held = {
         "heads": as_heads(heads, "Ablation") if heads != () else (),
         "layers": as_layers(layers, "Ablation") if layers != () else (),
