@@ -206,6 +206,8 @@ class Oracle:
     errors, eager
         For each call with an edited head: largest difference of the engine's output from the oracle's in double
         precision, over edited heads and real rows; and that of the oracle itself at the model's precision.
+    spread, eager_spread
+        Root mean squares of these differences.
     patterns
         (B, H, Tq, Tk) of each layer in the last call.
     """
@@ -224,6 +226,8 @@ class Oracle:
         self.total = 0
         self.errors: list[float] = []
         self.eager: list[float] = []
+        self.spread: list[float] = []
+        self.eager_spread: list[float] = []
         self.patterns: dict[int, Tensor] = {}
         self._streams: dict[int, Tensor] = {}
         self._memory: dict[Any, dict[Any, Any]] = {}
@@ -275,8 +279,10 @@ class Oracle:
         edited = sorted(head for at, head in self.heads if at == layer)
         if edited:
             own = truth if found.dtype == torch.float64 else self.attend(module, *inputs, found.dtype)[0]
-            for errors, x in ((self.errors, found.detach()), (self.eager, own)):
-                errors.append(float((x.double() - truth)[real][:, edited].abs().max()))
+            for errors, spread, x in ((self.errors, self.spread, found), (self.eager, self.eager_spread, own)):
+                off = (x.detach().double() - truth)[real][:, edited]
+                errors.append(float(off.abs().max()))
+                spread.append(float(off.pow(2).mean().sqrt()))
 
 
 @contextlib.contextmanager
