@@ -208,6 +208,8 @@ class Oracle:
         precision, over edited heads and real rows; and that of the oracle itself at the model's precision.
     spread, eager_spread
         Root mean squares of these differences.
+    moved
+        How much the formula moved at most of any attention weight.
     patterns
         (B, H, Tq, Tk) of each layer in the last call.
     """
@@ -228,6 +230,7 @@ class Oracle:
         self.eager: list[float] = []
         self.spread: list[float] = []
         self.eager_spread: list[float] = []
+        self.moved = 0.0
         self.patterns: dict[int, Tensor] = {}
         self._streams: dict[int, Tensor] = {}
         self._memory: dict[Any, dict[Any, Any]] = {}
@@ -265,7 +268,9 @@ class Oracle:
                     layer, head, at_q, at_k, self.width, self.regions[owner], real, logits[head],
                     None if sinks is None else sinks[head], self._streams[layer][row].to(dtype), memory,
                 )  # fmt: skip
-                found[head] = self.formula(found[head], place)
+                edited = self.formula(found[head], place)
+                self.moved = max(self.moved, float((edited - found[head]).abs().max()))
+                found[head] = edited
             patterns.append(found)
             out.append((found @ v[row, shared]).transpose(0, 1))
             reals.append([int(p) in real for p in at_q])

@@ -21,6 +21,7 @@ from headscope.interventions import METHODS
 from headscope.interventions.store import encode, load, save
 from headscope.kernels import dispatch, reference, rows
 from headscope.kernels.rows import Stats
+from headscope.models.tiny import tiny
 from tests.interventions.eager import watching
 from tests.interventions.methods import CASES, HEADS, IDS, MODELS, MORE, Case, model, prompt
 
@@ -76,8 +77,9 @@ def test_neutral_strength_changes_no_bit(of: str, case: Case, folder: Path) -> N
     assert not method.neutral
     assert type(neutral) is type(method)
     assert torch.equal(logits(it, neutral), logits(it))
+    plain = it.trace(prompt(it), teacher=MORE).logits
     with it.edited(neutral):
-        assert torch.equal(it.trace(prompt(it), teacher=MORE).logits, it.trace(prompt(it), teacher=MORE).logits)
+        assert torch.equal(it.trace(prompt(it), teacher=MORE).logits, plain)
 
 
 @across(CASES, FEW)
@@ -192,6 +194,7 @@ def test_engines_equal_the_formula_in_double_precision(
     it = model(of, torch.float64)
     seen = observe(way, it, case, case.make(it, folder), monkeypatch)
     assert len(seen.errors) == 2
+    assert seen.moved > 1e-2
     assert max(seen.errors) < 1e-11
 
 
@@ -263,8 +266,9 @@ def test_decoding_equals_prefill(of: str, case: Case, folder: Path) -> None:
     with it.edited(method):
         steps = it.trace(prompt(it), teacher=MORE).logits[0]
     whole = prompt(it, MORE)
-    with watching(it, whole, HEADS, formula(case), instead=True, prompt_length=len(IDS)), torch.no_grad():
+    with watching(it, whole, HEADS, formula(case), instead=True, prompt_length=len(IDS)) as seen, torch.no_grad():
         expected = it.hf(input_ids=torch.tensor([whole.ids])).logits[0]
+    assert seen.moved > 1e-2
     # Norms of transformers round to float32 on the way, in double precision too.
     assert (steps - expected[len(IDS) - 1 : -1]).abs().max() < 2e-5
 
@@ -301,13 +305,14 @@ def test_padded_batches_equal_the_formula(side: Any, of: str, case: Case, folder
     both = [prompt(it), prompt(it, ids=SHORT), prompt(it, ids=IDS[1:])]
     with watching(it, both, case.heads or (), formula(case), side=side) as seen:
         logits(it, case.make(it, folder), both, side=side)
+    assert seen.moved > 1e-2
     assert max(seen.errors) < 1e-11
 
 
 @pytest.fixture(scope="module")
 def speaking() -> Any:
-    made = hs.data.organism("llama", seed=0)
-    return hs.load(made.model, tokenizer=made.tokenizer, validate=False)
+    tokenizer = hs.data.organism("llama", seed=0).tokenizer
+    return hs.load(tiny("llama", vocab_size=len(tokenizer)), tokenizer=tokenizer, validate=False)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}], ids=str)
@@ -324,6 +329,7 @@ def test_every_step_of_a_generation_equals_the_formula(
     assert len(texts) == 2
     if case.formula is not None:
         assert len(seen.errors) == 2 * 5
+        assert seen.moved > 1e-2
         assert max(seen.errors) <= 4 * max(seen.eager) + 2e-6
     if not options:
         with speaking.edited(method):
