@@ -33,7 +33,7 @@ PLACES = ("source", "target")
 REFERENCES, REFERENCE_TOKENS = 14, 128
 """Texts, and tokens of each, that mean and resample ablations take their values from."""
 
-_PAIR = re.compile(r"L?(\d+)[.H](\d+|\*)", re.IGNORECASE)
+_PAIR = re.compile(r"L?(\d+)(?:-(\d+))?[.H](\d+|\*)", re.IGNORECASE)
 
 
 def build(
@@ -120,7 +120,8 @@ def takes_region(name: str) -> bool:
 
 
 def heads_of(text: str, model: Any, top: int | None = None) -> Heads:
-    """Read heads: ``all``, pairs such as ``18.6,23.2`` (or ``L18H6``; ``5.*`` is a layer), or a file of scores.
+    """Read heads: ``all``, pairs such as ``18.6,23.2`` (or ``L18H6``; ``5.*`` is a layer, ``8-20.*`` are
+    some), or a file of scores.
 
     Parameters
     ----------
@@ -196,13 +197,10 @@ def _ablation(method: Any, values: dict[str, Any], model: Any) -> Method:
 def _pairs(groups: Sequence[Sequence[Any]], model: Any) -> tuple[tuple[int, int], ...]:
     sites = model.sites.stack(None)
     pairs: list[tuple[int, int]] = []
-    for layer, head in groups:
-        if head == "*":
-            model.sites.check_heads(((int(layer), 0),))
-            pairs += [(int(layer), h) for h in range(sites[int(layer)].heads)]
-        else:
-            pairs.append((int(layer), int(head)))
-    model.sites.check_heads(tuple(pairs))
+    for first, last, head in groups:
+        for layer in range(int(first), int(last or first) + 1):
+            model.sites.check_heads(((layer, 0 if head == "*" else int(head)),))
+            pairs += [(layer, h) for h in range(sites[layer].heads)] if head == "*" else [(layer, int(head))]
     return tuple(dict.fromkeys(pairs))
 
 

@@ -82,6 +82,7 @@ def show(
     sides.add_row(_side(found.base, found.diverges), _side(found.steered, found.diverges))
     console.print(sides)
     console.print(_steps(found))
+    console.print("[dim]log p: without the method; log p′: under it; in nats.[/dim]")
     for name, part in (("without", found.base), ("steered", found.steered)):
         totals = f"log p {part.base.sum():.2f} without, {part.steered.sum():.2f} steered"
         console.print(f"Text “{name}”: {totals} ({part.gain:+.2f} nats)")
@@ -122,8 +123,8 @@ def _steps(found: Comparison) -> Any:
     """Return the table of log-probabilities, a row for each step; those from where the texts part are marked."""
     from rich.text import Text
 
-    numbers = ("log p", "steered", "change")
-    shown = table("", "without", *numbers, "steered text", *numbers, right=numbers)
+    numbers = ("log p", "log p′", "change")
+    shown = table("", "without", *numbers, "steered", *numbers, right=numbers)
     for step in range(max(len(found.base.ids), len(found.steered.ids))):
         cells: list[Any] = ["▸" if step == found.diverges else ""]
         for part in (found.base, found.steered):

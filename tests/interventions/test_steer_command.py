@@ -214,6 +214,7 @@ def test_heads_of_a_file(model: Any, tmp_path: Path) -> None:
         heads_of(str(other), model, 1)
     assert heads_of("all", model) == "all"
     assert heads_of("2.*", model) == tuple((2, head) for head in range(6))
+    assert heads_of("1-2.*,L3H0", model) == (*((layer, head) for layer in (1, 2) for head in range(6)), (3, 0))
 
 
 def test_a_text_that_ends_where_the_other_goes_on() -> None:
