@@ -229,3 +229,14 @@ def test_nothing_to_compare() -> None:
     model = hs.load(tiny("llama"), validate=False)
     with pytest.raises(RequestError, match="nothing to compare"):
         compare_continuations(model, model.prompt_from_ids([1, 5, 7]))
+
+
+def test_methods_that_learn_from_the_model(model: Any) -> None:
+    made: Any = build("ablation", ["mode=mean"], heads="0.1,2.3", model=model)
+    assert set(made.values) == {(0, 1), (2, 3)}
+    zero: Any = build("ablation", ["neurons=1.7,2.9", "mlps=3"], region="ignored", model=model)
+    assert (zero.neurons, zero.mlps, zero.heads, zero.region) == (((1, 7), (2, 9)), (3,), (), ())
+    masked: Any = build("ablation", ["mode=mask"], heads="0.1", region="fact", model=model)
+    assert masked.region == ("fact",)
+    found: Any = build("var", ["dimensions=3,7", "tau=9"], region="fact", model=model)
+    assert (found.dimensions, found.tau, found.region) == ((3, 7), 9.0, "fact")
