@@ -225,19 +225,22 @@ def test_facts_of_two_splits_are_about_different_things():
     found = {split: {name.split("/")[1] for name in names} for split, names in facts.sources().items()}
     for a, b in combinations(SPLITS, 2):
         assert not found[a] & found[b]
-    assert not any(name.startswith(("number", "price")) for name in facts.sources(words=True)["test"])
+    assert not any(name.startswith(("number", "price")) for name in facts.sources(plain=True)["test"])
 
 
 def test_an_instruction_stands_at_the_top(make_model):
     for chat in (False, True):
         model = make_model(n_ctx=3000, chat=True)
-        for item in make("instruction", model, n=12, length=900, chat=chat):
+        for item in make("instruction", model, n=12, length=1000, chat=chat):
             prompt = item.prompt(model)
             assert min(prompt.regions["instruction"]) <= (0 if not chat else 20)
             assert min(prompt.regions["question"]) > len(prompt) - 100
-            assert 800 < len(prompt) <= 900
+            assert 900 < len(prompt) <= 1000
             assert isinstance(item, InstructionItem)
             assert FORMS[item.form].write(item.value) == item.gold
+            shown, question = max(prompt.regions["examples"]), min(prompt.regions["question"])
+            fact = prompt.regions["fact"]
+            assert shown < min(fact) if item.factors["place"] == "top" else max(fact) < shown < question
 
 
 def test_json_is_asked_for_in_another_order_than_shown(long):
@@ -247,7 +250,8 @@ def test_json_is_asked_for_in_another_order_than_shown(long):
         assert isinstance(item, JsonItem)
         asked = [key for key, _ in item.values]
         shown = [list(json.loads(part.split("JSON: ")[1])) for part in item.fills["demonstrations"].split("\n\n")]
-        assert all(sorted(keys) == sorted(asked) and keys != asked for keys in shown)
+        assert all(sorted(keys) == sorted(asked) for keys in shown)
+        assert shown[-1] != asked
         assert list(json.loads(item.gold)) == asked
         orders.add(tuple(asked))
         for key, value in item.values:
@@ -458,6 +462,7 @@ def test_answers_in_other_words_are_read():
         ({"name": "needles", "length": 0}, "whole number above 0"),
         ({"name": "needles", "distractors": 7}, "from 1 to 6"),
         ({"name": "instruction", "length": 5000}, "at most .* does"),
+        ({"name": "instruction", "place": "middle"}, "no place 'middle'"),
         ({"name": "instruction", "forms": ["capitals"]}, "at least two"),
         ({"name": "instruction", "forms": ["capital", "quotes"]}, "Did you mean 'capitals'"),
         ({"name": "counterfactual", "order": "last"}, "no order 'last'"),

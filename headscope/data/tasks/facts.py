@@ -58,15 +58,19 @@ def _resource() -> dict[str, Any]:
 
 
 @cache
-def sources(words: bool = False) -> dict[Split, list[str]]:
+def sources(plain: bool = False) -> dict[Split, list[str]]:
     """Return the names of all facts, by split; no two splits share a thing.
 
     Parameters
     ----------
-    words
-        Leave out facts whose values are numbers.
+    plain
+        Leave out facts whose values are numbers or, as people of all kinds in the prose, are easily mistaken.
     """
-    names = [name for name, kind in _resource()["attributes"].items() if not words or isinstance(kind["values"], list)]
+    names = [
+        name
+        for name, kind in _resource()["attributes"].items()
+        if not plain or name not in ("number", "price", "buyer")
+    ]
     return {split: [f"{name}/{thing}" for thing in _things()[split] for name in names] for split in SPLITS}
 
 

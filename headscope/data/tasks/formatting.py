@@ -66,7 +66,7 @@ class JsonItem(TaskItem):
         return Verdict(checks["parses"], all(checks.values()))
 
 
-def build(model: Any, n: int, seed: int, *, keys: int = 3, shots: int = 1, chat: bool | None = None) -> Task:
+def build(model: Any, n: int, seed: int, *, keys: int = 2, shots: int = 2, chat: bool | None = None) -> Task:
     """Make texts to write as JSON; see ``headscope.data.tasks.make``.
 
     Parameters
@@ -74,9 +74,10 @@ def build(model: Any, n: int, seed: int, *, keys: int = 3, shots: int = 1, chat:
     keys
         How many of name, age, job, city, pet and hobby are asked for, 2 to 6.
     shots
-        Examples before the text, 0 to 4. Each asks for the same keys in another order: who copies its order is wrong.
+        Examples before the text, 0 to 4. They ask for the same keys in orders of their own; that of the last is
+        never the one that is asked for, so that who copies it is wrong.
     """
-    ask = chats(model, "json", chat)
+    ask = chats(model, "json", chat, default=False)
     within("keys", keys, 2, len(KEYS))
     within("shots", shots, 0, 4)
     items: list[TaskItem] = []
@@ -108,7 +109,10 @@ def _item(name: str, split: Split, job: str, keys: int, shots: int, chat: bool, 
     parts, fills = [], {"text": text, "instruction": _instruction(wanted)}
     if shots:
         others = rng.sample([other for other in _jobs()[split] if other != job], shots)
-        shown = [_example(other, wanted, rng) for other in others]
+        orders = [rng.sample(wanted, keys) for _ in others]
+        while orders[-1] == wanted:
+            rng.shuffle(orders[-1])
+        shown = [_example(other, order, rng) for other, order in zip(others, orders, strict=True)]
         fills["demonstrations"] = "\n\n".join(shown)
         parts.append("{demonstrations}")
     parts.append("{text}\n{instruction}" + ("" if chat else "\nJSON:"))
@@ -125,11 +129,8 @@ def _item(name: str, split: Split, job: str, keys: int, shots: int, chat: bool, 
     )
 
 
-def _example(job: str, unlike: list[str], rng: Random) -> str:
+def _example(job: str, order: list[str], rng: Random) -> str:
     text, facts = person(job, rng)
-    order = list(unlike)
-    while order == unlike:
-        rng.shuffle(order)
     return f"{text}\n{_instruction(order)}\nJSON: {_written({key: facts[key] for key in order})}"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Literal, get_args
 
 from headscope.data.tasks import facts
 from headscope.data.tasks.facts import Fact
@@ -30,8 +30,20 @@ from headscope.data.tasks.task import (
 )
 from headscope.errors import DataError, nearest
 
-TEMPLATE = "{{instruction}}\n\n{context}\n\nQuestion: {{question}}"
-"""Under a chat template; other prompts go on with ``Answer:``."""
+TEMPLATES = {
+    "top": "{{instruction}}\n{examples}\n{context}\n\nQuestion: {{question}}",
+    "end": "{{instruction}}\n\n{context}\n\n{examples}Question: {{question}}",
+}
+"""By where the examples are; prompts without chat template go on with ``Answer:``."""
+Place = Literal["top", "end", "mixed"]
+EXAMPLES = (
+    ("What did the guest bring?", "pears"),
+    ("What lay under the table?", "paper"),
+    ("What did the children find?", "shells"),
+    ("What was in the basket?", "bread"),
+    ("What did the cook forget?", "salt"),
+    ("What fell from the roof?", "snow"),
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,9 @@ def build(
     *,
     length: int | None = None,
     forms: Sequence[str] | None = None,
-    distractors: int = 1,
+    distractors: int = 0,
+    shots: int = 4,
+    place: Place = "mixed",
     chat: bool | None = None,
 ) -> Task:
     """Make questions whose answers are to have a form; see ``headscope.data.tasks.make``.
@@ -127,10 +141,19 @@ def build(
     forms
         Which of capitals, brackets, quotes, twice, exclamation, word; at least two; by default all.
     distractors
-        Facts of the same form beside the one that is asked for, 1 to 6.
+        Facts of the same form beside the one that is asked for, 0 to 6.
+    shots
+        Questions with an answer in the form, 0 to 4.
+    place
+        Where these are: at the ``"top"``, with the instruction; at the ``"end"``, before the question; or ``"mixed"``,
+        half of the items each. From the top small models seldom carry the form to the answer, from the end they often
+        do: mixed items leave room in both directions.
     """
-    ask = chats(model, "instruction", chat)
-    within("distractors", distractors, 1, facts.MOST)
+    ask = chats(model, "instruction", chat, default=False)
+    within("distractors", distractors, 0, facts.MOST)
+    within("shots", shots, 0, 4)
+    if place not in get_args(Place):
+        raise DataError(f"There is no place {place!r} of examples.{nearest(str(place), get_args(Place))}")
     chosen = tuple(FORMS if forms is None else dict.fromkeys(forms))
     for form in chosen:
         if form not in FORMS:
@@ -141,19 +164,22 @@ def build(
     for split, count in sizes(n).items():
         rng = Random(f"tasks/instruction/{seed}/{split}")
         wanted = around(chosen, count, rng)
-        for number, source in enumerate(around(facts.sources(words=True)[split], count, rng)):
+        places = around(("top", "end") if place == "mixed" else (place,), count, rng)
+        for number, source in enumerate(around(facts.sources(plain=True)[split], count, rng)):
             found = facts.draw(split, source, distractors, rng)
             form, name = wanted[number], f"instruction-{seed}-{split}-{number:04d}"
             candidates = tuple(FORMS[other].write(found.value) for other in chosen)
-            told = rng.choice(FORMS[form].wordings)
-            drawn.append((name, found, partial(_item, name, split, found, form, told, candidates, ask)))
+            told = {"instruction": rng.choice(FORMS[form].wordings)}
+            if shots:
+                shown = [(question, FORMS[form].write(answer)) for question, answer in rng.sample(EXAMPLES, shots)]
+                told["examples"] = "\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in shown)
+            drawn.append((name, found, partial(_item, name, split, found, form, places[number], told, candidates, ask)))
     room = room_for(model, (FORMS[form].write(found.value) for _, found, _ in drawn for form in chosen))
     fitted = facts.length_of(model, length, [facts.bare(found, frame) for _, found, frame in drawn], room)
     items = [facts.hide(model, found, fitted, f"tasks/{name}", frame) for name, found, frame in drawn]
     parameters = {"n": n, "seed": seed, "length": fitted, "forms": list(chosen), "chat": ask}
-    return finish(
-        "instruction", model, items, "instruction", {**parameters, "distractors": distractors}, shorten="Lower length=."
-    )
+    parameters |= {"distractors": distractors, "shots": shots, "place": place}
+    return finish("instruction", model, items, "instruction", parameters, shorten="Lower length=.")
 
 
 def _item(
@@ -161,24 +187,26 @@ def _item(
     split: Split,
     found: Fact,
     form: str,
-    told: str,
+    place: str,
+    told: Mapping[str, str],
     candidates: tuple[str, ...],
     chat: bool,
     context: str,
     fills: Mapping[str, Sequence[str]],
     factors: Mapping[str, str | int | float],
 ) -> TaskItem:
-    template = TEMPLATE.format(context=context) + ("" if chat else "\nAnswer:")
+    examples = "{examples}\n" if "examples" in told else ""
+    template = TEMPLATES[place].format(context=context, examples=examples) + ("" if chat else "\nAnswer:")
     return InstructionItem(
         id=name,
         source=found.source,
         split=split,
         gold=FORMS[form].write(found.value),
         template=template,
-        fills={"instruction": told, **fills, "question": found.question},
+        fills={**told, **fills, "question": found.question},
         answers=candidates,
         chat=chat,
-        factors={**factors, "form": form},
+        factors={**factors, "form": form, "place": place},
         value=found.value,
         form=form,
     )

@@ -67,7 +67,7 @@ class PronounItem(TaskItem):
         return Verdict(valid, valid and not left and changed >= asked)
 
 
-def build(model: Any, n: int, seed: int, *, deeds: int = 2, shots: int = 1, chat: bool | None = None) -> Task:
+def build(model: Any, n: int, seed: int, *, deeds: int = 1, shots: int = 4, chat: bool | None = None) -> Task:
     """Make texts whose pronouns are to be changed; see ``headscope.data.tasks.make``.
 
     Parameters
@@ -77,7 +77,7 @@ def build(model: Any, n: int, seed: int, *, deeds: int = 2, shots: int = 1, chat
     shots
         Examples before the text, 0 to 4.
     """
-    ask = chats(model, "pronouns", chat)
+    ask = chats(model, "pronouns", chat, default=False)
     within("deeds", deeds, 1, 4)
     within("shots", shots, 0, 4)
     items: list[TaskItem] = []
@@ -93,19 +93,8 @@ def build(model: Any, n: int, seed: int, *, deeds: int = 2, shots: int = 1, chat
 
 
 @cache
-def _people() -> dict[str, list[str]]:
-    loaded: dict[str, list[str]] = resource("people.json")
-    return loaded
-
-
-@cache
 def _deeds() -> dict[Split, list[str]]:
-    return divide("pronouns", _people()["deeds"])
-
-
-@cache
-def _jobs() -> dict[Split, list[str]]:
-    return divide("pronouns/jobs", _people()["jobs"])
+    return divide("pronouns", resource("people.json")["deeds"])
 
 
 def _item(name: str, split: Split, deed: str, gender: str, deeds: int, shots: int, chat: bool, rng: Random) -> TaskItem:
@@ -113,23 +102,21 @@ def _item(name: str, split: Split, deed: str, gender: str, deeds: int, shots: in
     others = rng.sample([other for other in _deeds()[split] if other != deed], deeds * (1 + shots) - 1)
     own = [deed, *others[: deeds - 1]]
     rng.shuffle(own)
-    text, gold = _texts(own, gender, split, rng)
-    fills, parts = {"text": text, "instruction": told}, []
+    text, gold = _texts(own, gender)
+    fills, parts = {"instruction": told, "text": text}, ["{instruction}"]
     if shots:
         starts = range(deeds - 1, len(others), deeds)
-        shown = [_texts(others[start : start + deeds], gender, split, rng) for start in starts]
-        fills["demonstrations"] = "\n\n".join(f"{told}\nText: {before}\nRewritten: {after}" for before, after in shown)
+        shown = [_texts(others[start : start + deeds], gender) for start in starts]
+        fills["demonstrations"] = "\n\n".join(f"Text: {before}\nRewritten: {after}" for before, after in shown)
         parts.append("{demonstrations}")
-    parts.append("{instruction}\nText: {text}" + ("" if chat else "\nRewritten:"))
+    parts.append("Text: {text}" + ("" if chat else "\nRewritten:"))
     factors: dict[str, str | int | float] = {"pronoun": gender, "deeds": deeds, "shots": shots}
     return PronounItem(name, deed, split, gold, "\n\n".join(parts), fills, (), chat, factors, text=text)
 
 
-def _texts(deeds: Sequence[str], gender: str, split: Split, rng: Random) -> tuple[str, str]:
-    """Return a text about somebody, and its rewriting."""
-    job, name = rng.choice(_jobs()[split]), f"{rng.choice(_people()[gender])} {rng.choice(_people()['surnames'])}"
-    opening = f"{name} is {'an' if job[0] in 'aeiou' else 'a'} {job}."
-    before, after = (" ".join([opening, *(_spoken(deed, kind) for deed in deeds)]) for kind in (gender, "they"))
+def _texts(deeds: Sequence[str], gender: str) -> tuple[str, str]:
+    """Return sentences about her or him, and their rewriting."""
+    before, after = (" ".join(_spoken(deed, kind) for deed in deeds) for kind in (gender, "they"))
     return before, after
 
 

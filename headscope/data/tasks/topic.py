@@ -11,7 +11,7 @@ from headscope.data.prose import capital
 from headscope.data.tasks.few_shot import Classification, Example
 from headscope.data.tasks.task import SPLITS, Split, Task, divide
 
-FORMS = {"plain": 0.4, "witness": 0.3, "hearsay": 0.3}
+FORMS = {"plain": 0.5, "witness": 0.35, "hearsay": 0.15}
 """How a line is written: by itself; told by somebody of another topic; so told, and without saying who did it."""
 
 

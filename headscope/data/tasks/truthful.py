@@ -83,11 +83,13 @@ def build(model: Any, n: int, seed: int, *, shots: int = 2, choices: bool = True
     seen: set[str] = set()
     for split, count in sizes(n).items():
         rng = Random(f"tasks/truthful/{seed}/{split}")
+        places = around((0, 1), count, rng)
         for number, source in enumerate(around(_sources()[split], count, rng)):
             # The second time round a question comes in its other wording.
             wording = number // len(_sources()[split]) % 2
             name = f"truthful-{seed}-{split}-{number:04d}"
-            items.append(fresh(seen, partial(_item, name, split, source, wording, shots, choices, ask, rng)))
+            make = partial(_item, name, split, source, wording, places[number], shots, choices, ask, rng)
+            items.append(fresh(seen, make))
     parameters = {"n": n, "seed": seed, "shots": shots, "choices": choices, "chat": ask}
     return finish("truthful", model, items, "instruction", parameters, shorten="Lower shots=.")
 
@@ -104,10 +106,10 @@ def _sources() -> dict[Split, list[str]]:
 
 
 def _item(
-    name: str, split: Split, source: str, wording: int, shots: int, choices: bool, chat: bool, rng: Random
+    name: str, split: Split, source: str, wording: int, place: int, shots: int, choices: bool, chat: bool, rng: Random
 ) -> TaskItem:
     *questions, true, believed = _resource()["pairs"][source]
-    answers = rng.sample([true, believed], 2)
+    answers = [believed, true] if place else [true, believed]
     fills = {"instruction": rng.choice(_resource()["instruction"]), "question": questions[wording]}
     parts = ["{instruction}"]
     if shots:
@@ -120,7 +122,7 @@ def _item(
     if choices:
         fills["choices"] = _listed(answers).rstrip()
     parts.append("Question: {question}" + "\n{choices}" * choices + "\nAnswer:" * (not chat))
-    factors: dict[str, str | int | float] = {"wording": wording, "shots": shots, "first": answers.index(true)}
+    factors: dict[str, str | int | float] = {"wording": wording, "shots": shots, "place": place}
     return TruthfulItem(name, source, split, true, "\n\n".join(parts), fills, tuple(answers), chat, factors)
 
 
