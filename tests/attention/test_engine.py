@@ -68,7 +68,8 @@ def test_every_family_gives_the_statistics_of_its_eager_attention(models, family
         run = model.run(inputs, [kind(stack=stack) for kind in kinds])
         assert np.abs(run["pattern"].values - pattern).max() < 2e-5
         entropy = -(pattern * np.log(np.where(pattern > 0, pattern, 1))).sum(-1)
-        assert np.abs(run["entropy"].values - entropy).max() < 5e-5
+        # Entropy multiplies the pattern's noise with log p, which the unscaled logits of T5 make large.
+        assert np.abs(run["entropy"].values - entropy).max() < 1e-4
         assert np.abs(run["received"].values - pattern.sum(-2)).max() < 1e-4
         assert np.abs(run["top_weights"].values[..., 0] - pattern.max(-1)).max() < 2e-5
         if run.logits is not None:
