@@ -105,6 +105,14 @@ class Call:
         """
         if queries is None:
             return None
+        slot, now = (self.owner, "rows", queries, self.site.stack), (self.length, self.inp.batch, self.inp.tq)
+        if self.memory.get(slot, (None,))[0] != now:
+            found = self._rows(queries).to(self.inp.q.device)
+            self.memory[slot] = now, None if bool(found.all()) else found
+        held: Tensor | None = self.memory[slot][1]
+        return held
+
+    def _rows(self, queries: str) -> Tensor:
         start = self.length - self.inp.tq if self.site.stack != "cross" else 0
         rows = torch.zeros(self.inp.batch, self.inp.tq, dtype=torch.bool)
         if queries == "last":
@@ -124,7 +132,7 @@ class Call:
             found = self.context.region(queries, self.length)
             for sample, owner in enumerate(self.owners()):
                 rows[sample, [p - start for p in found[owner] if 0 <= p - start < self.inp.tq]] = True
-        return rows.to(self.inp.q.device)
+        return rows
 
     def real_rows(self) -> Tensor | None:
         """Return which query rows are real tokens, boolean (B, Tq), or None where all are."""
