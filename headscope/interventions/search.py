@@ -126,6 +126,8 @@ def search(
     notes = [f"{len(data)} items; the best of {len(values)} values was chosen on them, so its gain here is too high."]
     if neutral:
         notes.append(f"No value of {field_name} had a better {objective} than the untouched model.")
+    elif objective != "logprob" and np.nanmean(found[best][:, which]) == np.nanmean(found[None][:, which]):
+        notes.append(f"Its {objective} is that of the untouched model; log-probability broke the tie.")
     if objective == "entropy":
         notes.append("Least entropy is confidence, not truth: look at accuracy where there are labels.")
     return Search(chosen, None if neutral else best, table, tuple(notes))
