@@ -88,7 +88,7 @@ def _bind(path: Path) -> ctypes.CDLL:
     found.headscope_rows.restype = None
     found.headscope_columns.argtypes = [_POINTER, i64, i64, i64, i64, _POINTER, i64, ctypes.c_int]
     found.headscope_columns.restype = None
-    grouped = [_POINTER, i64, i64]
+    grouped: list[Any] = [_POINTER, i64, i64]
     found.headscope_reweigh.argtypes = [_POINTER, i64, i64, i64, *grouped, i64, *[_POINTER] * 3, ctypes.c_int]
     found.headscope_reweigh.restype = None
     found.headscope_hide.argtypes = [_POINTER, i64, i64, _POINTER, *grouped, _POINTER, ctypes.c_int]

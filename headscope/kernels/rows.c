@@ -212,36 +212,26 @@ typedef struct {
     int64_t batch, head, row; /* strides in floats */
 } lines;
 
-static void logits_row(const float *q, const float *k, int64_t k_row, int64_t keys, int64_t width, float scale, float *s) {
+enum { KEYS = 256, WIDE = 32 }; /* what one thread takes at a time of keys, and of the width of values */
+
+static void logits_of(const float *q, const float *k, int64_t k_row, int64_t keys, int64_t width, float scale, float *s) {
     for (int64_t i = 0; i < keys; i++, k += k_row) {
-        float lanes[LANES] = {0}, sum = 0.0f;
-        int64_t d = 0;
-        for (; d + LANES <= width; d += LANES)
-            for (int j = 0; j < LANES; j++) lanes[j] += q[d + j] * k[d + j];
-        for (int step = LANES / 2; step; step /= 2)
-            for (int j = 0; j < step; j++) lanes[j] += lanes[j + step];
-        for (; d < width; d++) sum += q[d] * k[d];
-        s[i] = scale * (lanes[0] + sum);
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t d = 0; d < width; d++) sum += q[d] * k[d];
+        s[i] = scale * sum;
     }
 }
 
 /* summed in runs that are short enough for float */
-static void values_row(const float *s, const float *v, int64_t v_row, int64_t keys, int64_t width, float *out) {
-    for (int64_t d = 0; d < width; d += LANES) {
-        const int64_t many = width - d < LANES ? width - d : LANES;
-        for (int64_t j = 0; j < many; j++) out[d + j] = 0.0f;
-        for (int64_t start = 0; start < keys; start += 128) {
-            const int64_t stop = start + 128 < keys ? start + 128 : keys;
-            const float *value = v + start * v_row + d;
-            float lanes[LANES] = {0};
-            if (many == LANES)
-                for (int64_t i = start; i < stop; i++, value += v_row)
-                    for (int j = 0; j < LANES; j++) lanes[j] += s[i] * value[j];
-            else
-                for (int64_t i = start; i < stop; i++, value += v_row)
-                    for (int64_t j = 0; j < many; j++) lanes[j] += s[i] * value[j];
-            for (int64_t j = 0; j < many; j++) out[d + j] += lanes[j];
-        }
+static void values_of(const float *s, const float *v, int64_t v_row, int64_t keys, int64_t wide, float *out) {
+    for (int64_t j = 0; j < wide; j++) out[j] = 0.0f;
+    for (int64_t start = 0; start < keys; start += 128) {
+        const int64_t stop = start + 128 < keys ? start + 128 : keys;
+        float part[WIDE] = {0};
+        for (int64_t i = start; i < stop; i++)
+            for (int64_t j = 0; j < wide; j++) part[j] += s[i] * v[i * v_row + j];
+        for (int64_t j = 0; j < wide; j++) out[j] += part[j];
     }
 }
 
@@ -258,23 +248,36 @@ void headscope_step(const lines *q, const lines *k, const lines *v, const int64_
                     int64_t batch, int64_t keys, int64_t width, int64_t wide, float scale, const uint8_t *mask,
                     int64_t mask_batch, const uint8_t *group, int64_t group_batch, int64_t group_head, int64_t count,
                     const float *rule, float *tile, float *out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (batch * n * keys > 1 << 14)
-    for (int64_t r = 0; r < batch * n; r++) {
-        const int64_t b = r / n, h = heads[r % n];
-        const uint8_t *of = group + b * group_batch + h * group_head;
-        float *s = tile + r * keys, lse;
-        logits_row(q->start + b * q->batch + h * q->head, k->start + b * k->batch + h / share * k->head, k->row, keys,
-                   width, scale, s);
-        if (rule[0] == SHAPE)
-            for (int64_t i = 0; i < keys; i++) {
-                s[i] /= rule[1];
-                s[i] += of[i] ? rule[2] + rule[3] * fabsf(s[i]) : 0.0f;
-            }
-        if (mask)
-            for (int64_t i = 0; i < keys; i++) s[i] = mask[b * mask_batch + i] ? s[i] : -INFINITY;
-        if (rule[0] == HIDE) hide_row(s, keys, of);
-        one_row(s, keys, keys, -INFINITY, &lse, 0, 0, 0);
-        if (rule[0] >= 0) reweigh_row(s, keys, of, (int32_t)count, rule, 0);
-        values_row(s, v->start + b * v->batch + h / share * v->head, v->row, keys, wide, out + r * wide);
+    const int64_t rows = batch * n, blocks = (keys + KEYS - 1) / KEYS, parts = (wide + WIDE - 1) / WIDE;
+#pragma omp parallel num_threads(threads) if (rows * keys * width > 1 << 20) /* less is not worth a wait */
+    {
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < rows * blocks; unit++) {
+            const int64_t r = unit / blocks, b = r / n, h = heads[r % n], start = unit % blocks * KEYS;
+            const float *key = k->start + b * k->batch + h / share * k->head + start * k->row;
+            logits_of(q->start + b * q->batch + h * q->head, key, k->row, keys - start < KEYS ? keys - start : KEYS, width,
+                      scale, tile + r * keys + start);
+        }
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            const uint8_t *of = group + r / n * group_batch + heads[r % n] * group_head;
+            float *s = tile + r * keys, lse;
+            if (rule[0] == SHAPE)
+                for (int64_t i = 0; i < keys; i++) {
+                    s[i] /= rule[1];
+                    s[i] += of[i] ? rule[2] + rule[3] * fabsf(s[i]) : 0.0f;
+                }
+            if (mask)
+                for (int64_t i = 0; i < keys; i++) s[i] = mask[r / n * mask_batch + i] ? s[i] : -INFINITY;
+            if (rule[0] == HIDE) hide_row(s, keys, of);
+            one_row(s, keys, keys, -INFINITY, &lse, 0, 0, 0);
+            if (rule[0] >= 0) reweigh_row(s, keys, of, (int32_t)count, rule, 0);
+        }
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < rows * parts; unit++) {
+            const int64_t r = unit / parts, h = heads[r % n], start = unit % parts * WIDE;
+            values_of(tile + r * keys, v->start + r / n * v->batch + h / share * v->head + start, v->row, keys,
+                      wide - start < WIDE ? wide - start : WIDE, out + r * wide + start);
+        }
     }
 }
