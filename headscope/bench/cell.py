@@ -1,17 +1,21 @@
-"""Measure one variant in a process of its own: ``python -m headscope.bench.cell '{"variant": …}'`` prints JSON."""
+"""Measure one job in a process of its own: ``python -m headscope.bench.cell '{"bench": …}'`` prints JSON."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from headscope.bench.variants import prepare
+from headscope.bench.jobs import Job, Pair
+
+VARIANTS = {"capture": "headscope.bench.variants", "steer": "headscope.bench.steer_variants"}
 
 
 def peak() -> int:
@@ -23,39 +27,39 @@ def peak() -> int:
     return size if sys.platform == "darwin" else size * 1024
 
 
-def measure(job: dict[str, Any]) -> dict[str, Any]:
+def measure(job: Job) -> dict[str, Any]:
     """Run a job: warm up, take the peak memory, then time variant and plain SDPA in turn."""
     torch.set_num_threads(job["threads"])
     if job["memory_limit"]:
         resource.setrlimit(resource.RLIMIT_AS, (job["memory_limit"], resource.RLIM_INFINITY))
-    call, plain = prepare(job["variant"], job["four"], job["length"], job["source"])
+    pair: Pair = importlib.import_module(VARIANTS[job["bench"]]).prepare(job)
     loaded = peak()
-    start = time.perf_counter()
     try:
-        found = call()
+        first, found = _timed(pair.call)
     except (MemoryError, RuntimeError) as error:
         if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
             raise
         return {"fits": False, "limit": job["memory_limit"]}
     result: dict[str, Any] = {"fits": True, "peak_bytes": peak(), "loaded_bytes": loaded, "seconds": [], "sdpa": []}
-    first = time.perf_counter() - start
-    result["check"] = {key: float(x[torch.isfinite(x)].double().mean()) for key, x in found.items()}
-    del found
+    base = None
     if job["compare"]:
-        plain()
+        alone, base = _timed(pair.plain)
     for _ in range(job["runs"]):
         if job["compare"]:
-            result["sdpa"].append(_timed(plain))
-        result["seconds"].append(_timed(call))
+            result["sdpa"].append(_timed(pair.plain)[0])
+        result["seconds"].append(_timed(pair.call)[0])
     if not job["runs"]:
-        result["seconds"], result["sdpa"] = [first], [_timed(plain)] if job["compare"] else []
+        result["seconds"], result["sdpa"] = [first], [alone] if job["compare"] else []
+    result["check"] = pair.check(found)
+    if pair.steps is not None:
+        result |= pair.steps(found, base)
     return result
 
 
-def _timed(call: Any) -> float:
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    found = call()
+    return time.perf_counter() - start, found
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headscope.bench.jobs import Job, Pair
+
 Statistics = Callable[[], dict[str, Tensor]]
 
 PEERS = ("transformers eager", "TransformerLens", "nnsight")
@@ -32,17 +34,17 @@ def _stacked(layers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.stack([layer[key] for layer in layers]) for key in layers[0]}
 
 
-def prepare(variant: str, four: bool, length: int, source: str) -> tuple[Statistics, Statistics]:
-    """Return a call of the variant and a call of plain SDPA on the same prompt.
+def prepare(job: Job) -> Pair:
+    """Return the calls of a job.
 
     Both unembed the last position only: no statistic needs logits, and those of 8192 positions alone take 1.6 GB.
     """
     import headscope as hs
 
     torch.manual_seed(0)
-    model = hs.load(source)
-    ids = torch.randint(10, model.spec.vocab_size or 10, (1, length))
-    hf = model.hf
+    model = hs.load(job["source"])
+    ids = torch.randint(10, model.spec.vocab_size or 10, (1, job["length"]))
+    hf, four = model.hf, job["four"]
 
     def plain() -> dict[str, Tensor]:
         hf.set_attn_implementation("sdpa")
@@ -58,7 +60,11 @@ def prepare(variant: str, four: bool, length: int, source: str) -> tuple[Statist
         "TransformerLens": lambda: _transformer_lens(model, ids, four),
         "nnsight": lambda: _nnsight(model, ids, four),
     }
-    return made[variant](), plain
+    return Pair(made[job["variant"]](), plain, _means)
+
+
+def _means(found: dict[str, Tensor]) -> dict[str, float]:
+    return {key: float(x[torch.isfinite(x)].double().mean()) for key, x in found.items()}
 
 
 def _requests(four: bool) -> list[Any]:

@@ -35,3 +35,24 @@ def capture(
     from headscope.bench.capture import main
 
     main(sizes, peers, out, machine=json)
+
+
+@bench.command()
+def steer(
+    lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens, separated by commas.")] = "512,2048,8192",
+    json: JsonOption = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the measurements to this JSON file.")] = None,
+    peers: Annotated[bool, typer.Option(help="Also measure the eager way of the papers' code.")] = True,
+) -> None:
+    """Time and peak memory of steering methods beside plain SDPA and eager attention.
+
+    A quarter of the heads of smollm2-135m is edited, float32, two threads; every cell runs in a process of its own.
+    Prefill and decoding steps are timed, and the logits of both ways compared.
+
+    [dim]Example:[/dim]  headscope bench steer --lengths 512,2048 --no-peers
+    """
+    sizes = numbers(lengths, "--lengths") or ()
+    quiet_libraries()
+    from headscope.bench.steer import main
+
+    main(sizes, peers, out, machine=json)

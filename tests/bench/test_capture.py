@@ -8,7 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from headscope.bench import capture
+from headscope.bench import capture, jobs
 from headscope.bench.cell import measure
 from headscope.errors import HeadscopeError
 
@@ -20,10 +20,10 @@ def result(variant: str, four: bool = False, seconds: float = 2.0, sdpa: float |
 
 
 def test_jobs_cover_every_variant_and_length():
-    jobs = capture.cells([64, 8192], peers=True)
-    assert len(jobs) == 2 * (4 + 2 * len(capture.PEERS))
+    found = capture.cells([64, 8192], peers=True)
+    assert len(found) == 2 * (4 + 2 * len(capture.PEERS))
     assert len(capture.cells([64], peers=False)) == 4
-    assert all(job["memory_limit"] for job in jobs if job["variant"] in capture.PEERS)
+    assert all(job["memory_limit"] for job in found if job["variant"] in capture.PEERS)
 
 
 def test_ratios_are_to_sdpa_beside_it_or_to_its_cell():
@@ -54,7 +54,7 @@ def test_finished_cells_are_not_measured_again(tmp_path, monkeypatch):
         calls.append(job["variant"])
         return {**job, "fits": True, "seconds": [1.0], "sdpa": [1.0], "peak_bytes": 1e9}
 
-    monkeypatch.setattr(capture, "run_cell", cell)
+    monkeypatch.setattr(jobs, "run_cell", cell)
     monkeypatch.setattr("headscope.models.carried.fetch", lambda name: None)
     path = tmp_path / "bench.json"
     capture.main([64], peers=False, json_path=path)
@@ -71,8 +71,8 @@ def test_a_cell_measures_a_real_model(tmp_path, monkeypatch):
     from headscope.models.tiny import tiny
 
     tiny("llama").save_pretrained(tmp_path)
-    job = {"variant": "headscope", "four": True, "length": 16, "runs": 1, "source": str(tmp_path), "threads": 1}
-    found = measure({**job, "compare": True, "memory_limit": None})
+    job = {"bench": "capture", "variant": "headscope", "four": True, "length": 16, "runs": 1, "threads": 1}
+    found = measure({**job, "source": str(tmp_path), "compare": True, "memory_limit": None})
     assert found["fits"]
     assert len(found["seconds"]) == len(found["sdpa"]) == 1
     assert found["check"]["received"] == pytest.approx(1, abs=1e-6)
