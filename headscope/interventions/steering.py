@@ -18,7 +18,6 @@ from headscope.errors import DataError, RequestError
 from headscope.interventions.base import Method
 
 if TYPE_CHECKING:
-
     from headscope.attention.edits import Edit
     from headscope.models.model import Model
     from headscope.models.prompt import Prompt
