@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -122,6 +124,35 @@ def test_other_heads_of_the_first_edited_layer_are_bit_equal(model, name) -> Non
         changed = model.run(prompt(model), wanted)["head_output"].values
     others = [head for head in range(plain.shape[2]) if head != 1]
     assert (plain[:, :, others] == changed[:, :, others]).all()
+
+
+@pytest.mark.parametrize("name", edits())
+def test_rows_that_an_edit_does_not_name_are_bit_equal(model, name) -> None:
+    wanted, edit = [hs.HeadOutput(layers=[0])], replace(edits()[name], queries="span")
+    short = model.prompt_from_ids(IDS[:21], {name: list(where) for name, where in REGIONS.items()})
+    plain = model.run([prompt(model), short], wanted)["head_output"].values[0, :, 1]
+    with model.edited(edit):
+        changed = model.run([prompt(model), short], wanted)["head_output"].values[0, :, 1]
+    for sample, shift in enumerate((0, 3)):  # the shorter prompt is padded on the left
+        span = [q + shift for q in REGIONS["span"]]
+        others = [q for q in range(shift, 24) if q not in span]
+        assert (plain[sample, others] == changed[sample, others]).all()
+        assert abs(plain[sample, span] - changed[sample, span]).max() > 1e-6
+
+
+def test_heads_without_a_sink_are_bit_equal() -> None:
+    model = tiny("llama")
+    heads = tuple((0, head) for head in range(4))
+    wanted = [hs.HeadOutput(layers=[0])]
+    plain = model.run(prompt(model), wanted)["head_output"].values
+    means = model.run(prompt(model), [hs.Received(layers=[0])])["received"].values[0, 0] / range(len(IDS), 0, -1)
+    second = sorted(means.max(-1))[-2]  # one head has a key above the threshold
+    edit = AttentionEdit(heads, (Group("sinks", ColumnSinks(float(second), skip_first=False)),), Transfer(0.2))
+    with model.edited(edit):
+        changed = model.run(prompt(model), wanted)["head_output"].values
+    same = (plain == changed).all((0, 1, 3, 4))
+    assert same.tolist() == (means.max(-1) <= second).tolist()
+    assert same.sum() == 3
 
 
 @pytest.mark.parametrize("name", edits())
