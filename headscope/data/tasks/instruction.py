@@ -1,7 +1,7 @@
 """An instruction at the top of a long context: in which form the question at its end is to be answered.
 
-The candidates are the right answer in each form, so that what is told apart is whether the instruction was followed,
-not whether the answer was found.
+The questions are of the kind that everybody can answer, and the context says nothing about them. The candidates are
+the right answer in each form. So what is told apart is whether the instruction was followed, not what the model knows.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from random import Random
 from typing import Any, Literal, get_args
 
-from headscope.data.tasks import facts
-from headscope.data.tasks.facts import Fact
+from headscope.data.dataset import resource
+from headscope.data.tasks import hiding
 from headscope.data.tasks.task import (
     Split,
     Task,
@@ -22,6 +22,7 @@ from headscope.data.tasks.task import (
     Verdict,
     around,
     chats,
+    divide,
     finish,
     first_line,
     room_for,
@@ -36,14 +37,6 @@ TEMPLATES = {
 }
 """By where the examples are; prompts without chat template go on with ``Answer:``."""
 Place = Literal["top", "end", "mixed"]
-EXAMPLES = (
-    ("What did the guest bring?", "pears"),
-    ("What lay under the table?", "paper"),
-    ("What did the children find?", "shells"),
-    ("What was in the basket?", "bread"),
-    ("What did the cook forget?", "salt"),
-    ("What fell from the roof?", "snow"),
-)
 
 
 @dataclass(frozen=True)
@@ -127,8 +120,7 @@ def build(
     *,
     length: int | None = None,
     forms: Sequence[str] | None = None,
-    distractors: int = 0,
-    shots: int = 4,
+    shots: int = 1,
     place: Place = "mixed",
     chat: bool | None = None,
 ) -> Task:
@@ -137,20 +129,16 @@ def build(
     Parameters
     ----------
     length
-        Tokens of each prompt; by default 200, or twice what instruction, facts and question take.
+        Tokens of each prompt; by default 200, or twice what instruction, examples and question take.
     forms
         Which of capitals, brackets, quotes, twice, exclamation, word; at least two; by default all.
-    distractors
-        Facts of the same form beside the one that is asked for, 0 to 6.
     shots
         Questions with an answer in the form, 0 to 4.
     place
         Where these are: at the ``"top"``, with the instruction; at the ``"end"``, before the question; or ``"mixed"``,
-        half of the items each. From the top small models seldom carry the form to the answer, from the end they often
-        do: mixed items leave room in both directions.
+        half of the items each. From the end small models carry the form to the answer more often than from the top.
     """
     ask = chats(model, "instruction", chat, default=False)
-    within("distractors", distractors, 0, facts.MOST)
     within("shots", shots, 0, 4)
     if place not in get_args(Place):
         raise DataError(f"There is no place {place!r} of examples.{nearest(str(place), get_args(Place))}")
@@ -160,32 +148,46 @@ def build(
             raise DataError(f"There is no form {form!r} of answers.{nearest(form, FORMS)}")
     if len(chosen) < 2:
         raise DataError(f"forms={list(chosen)}: give at least two, or there is nothing to tell apart.")
-    drawn: list[tuple[str, Fact, facts.Frame]] = []
+    drawn: list[tuple[str, str, hiding.Frame]] = []
     for split, count in sizes(n).items():
         rng = Random(f"tasks/instruction/{seed}/{split}")
         wanted = around(chosen, count, rng)
         places = around(("top", "end") if place == "mixed" else (place,), count, rng)
-        for number, source in enumerate(around(facts.sources(plain=True)[split], count, rng)):
-            found = facts.draw(split, source, distractors, rng)
+        for number, question in enumerate(around(_questions()[split], count, rng)):
+            value = _common()[question]
             form, name = wanted[number], f"instruction-{seed}-{split}-{number:04d}"
-            candidates = tuple(FORMS[other].write(found.value) for other in chosen)
-            told = {"instruction": rng.choice(FORMS[form].wordings)}
+            candidates = tuple(FORMS[other].write(value) for other in chosen)
+            told = {"instruction": rng.choice(FORMS[form].wordings), "question": question}
             if shots:
-                shown = [(question, FORMS[form].write(answer)) for question, answer in rng.sample(EXAMPLES, shots)]
-                told["examples"] = "\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in shown)
-            drawn.append((name, found, partial(_item, name, split, found, form, places[number], told, candidates, ask)))
-    room = room_for(model, (FORMS[form].write(found.value) for _, found, _ in drawn for form in chosen))
-    fitted = facts.length_of(model, length, [facts.bare(found, frame) for _, found, frame in drawn], room)
-    items = [facts.hide(model, found, fitted, f"tasks/{name}", frame) for name, found, frame in drawn]
+                others = [other for other in _questions()[split] if _common()[other] != value]
+                told["examples"] = "\n".join(
+                    f"Question: {other}\nAnswer: {FORMS[form].write(_common()[other])}"
+                    for other in rng.sample(others, shots)
+                )
+            drawn.append((name, value, partial(_item, name, split, value, form, places[number], told, candidates, ask)))
+    room = room_for(model, (FORMS[form].write(value) for _, value, _ in drawn for form in chosen))
+    fitted = hiding.length_of(model, length, [hiding.bare((), frame) for _, _, frame in drawn], room)
+    items = [hiding.hide(model, (), (value,), fitted, f"tasks/{name}", frame) for name, value, frame in drawn]
     parameters = {"n": n, "seed": seed, "length": fitted, "forms": list(chosen), "chat": ask}
-    parameters |= {"distractors": distractors, "shots": shots, "place": place}
+    parameters |= {"shots": shots, "place": place}
     return finish("instruction", model, items, "instruction", parameters, shorten="Lower length=.")
+
+
+@cache
+def _common() -> dict[str, str]:
+    loaded: dict[str, str] = resource("common.json")
+    return loaded
+
+
+@cache
+def _questions() -> dict[Split, list[str]]:
+    return divide("instruction", list(_common()))
 
 
 def _item(
     name: str,
     split: Split,
-    found: Fact,
+    value: str,
     form: str,
     place: str,
     told: Mapping[str, str],
@@ -199,14 +201,14 @@ def _item(
     template = TEMPLATES[place].format(context=context, examples=examples) + ("" if chat else "\nAnswer:")
     return InstructionItem(
         id=name,
-        source=found.source,
+        source=told["question"],
         split=split,
-        gold=FORMS[form].write(found.value),
+        gold=FORMS[form].write(value),
         template=template,
-        fills={**told, **fills, "question": found.question},
+        fills={**told, **fills},
         answers=candidates,
         chat=chat,
         factors={**factors, "form": form, "place": place},
-        value=found.value,
+        value=value,
         form=form,
     )

@@ -7,7 +7,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from headscope.data.tasks import facts
+from headscope.data.tasks import facts, hiding
 from headscope.data.tasks.facts import Fact
 from headscope.data.tasks.task import Split, Task, TaskItem, around, chats, finish, room_for, sizes, within
 
@@ -32,7 +32,7 @@ def build(
     # A value that completes a sentence is its own answer; in a chat it comes in a sentence that nobody can foresee.
     ask = chats(model, "needles", chat, default=False)
     within("distractors", distractors, 1, facts.MOST)
-    drawn: list[tuple[str, Fact, facts.Frame]] = []
+    drawn: list[tuple[str, Fact, hiding.Frame]] = []
     for split, count in sizes(n).items():
         rng = Random(f"tasks/needles/{seed}/{split}")
         for number, source in enumerate(around(facts.sources()[split], count, rng)):
@@ -41,8 +41,10 @@ def build(
             candidates = tuple(rng.sample(found.values, len(found.values)))
             drawn.append((name, found, partial(_item, name, split, found, candidates, ask)))
     room = room_for(model, (value for _, found, _ in drawn for value in found.values))
-    fitted = facts.length_of(model, length, [facts.bare(found, frame) for _, found, frame in drawn], room)
-    items = [facts.hide(model, found, fitted, f"tasks/{name}", frame) for name, found, frame in drawn]
+    fitted = hiding.length_of(model, length, [hiding.bare(found.parts(), frame) for _, found, frame in drawn], room)
+    items = [
+        hiding.hide(model, found.parts(), found.values, fitted, f"tasks/{name}", frame) for name, found, frame in drawn
+    ]
     parameters = {"n": n, "seed": seed, "length": fitted, "distractors": distractors, "chat": ask}
     return finish("needles", model, items, "fact", parameters, shorten="Lower length= or distractors=.")
 
