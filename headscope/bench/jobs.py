@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.table import Table
 
 from headscope.errors import HeadscopeError
 from headscope.files import write_text
@@ -117,6 +118,11 @@ def not_measured(result: Job) -> str:
     if result.get("fits") is False and result.get("limit"):
         return f"does not fit in {result['limit'] / 1e9:.1f} GB"
     return "failed"
+
+
+def show(table: Table) -> None:
+    """Print a table: as wide as the terminal, and in files and pipes as wide as it wants to be."""
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def report(results: Sequence[Job]) -> dict[str, Any]:

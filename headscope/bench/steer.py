@@ -8,10 +8,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from headscope.bench.jobs import SOURCE, THREADS, Job, check_ours, memory_limit, not_measured, ratio, report, run_all
+from headscope.bench.jobs import (
+    SOURCE,
+    THREADS,
+    Job,
+    check_ours,
+    memory_limit,
+    not_measured,
+    ratio,
+    report,
+    run_all,
+    show,
+)
 from headscope.bench.steer_variants import METHODS
 
 STEPS = 12
@@ -71,7 +81,7 @@ def main(lengths: Sequence[int], peers: bool = True, json_path: Path | None = No
         sys.stdout.write(json.dumps(report(results)) + "\n")
     else:
         for length in lengths:
-            Console().print(table([r for r in results if r["length"] == length], length))
+            show(table([r for r in results if r["length"] == length], length))
     check_ours(results)
 
 
