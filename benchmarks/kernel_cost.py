@@ -114,8 +114,12 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one variant costs: instructions for each element, resources, and seconds on every pipe."""
+    """What one variant costs: instructions for each element, resources, and seconds on every pipe.
 
+    ``blocks`` are queries × keys of a block, warps of a program and stages of its pipeline, of the last launch.
+    """
+
+    blocks: str
     per_element: dict[str, float]
     registers: int
     shared: int
@@ -177,6 +181,7 @@ def price(calls: Iterable[Call], target: str, elements: int) -> Cost:
     per_element: Counter[str] = Counter()
     cycles: Counter[str] = Counter()
     read = registers = shared = spilled = 0
+    blocks = ""
     for call in calls:
         built = compile_call(call, target)
         programs, size = math.prod(call.grid), tile(call, built)
@@ -192,8 +197,9 @@ def price(calls: Iterable[Call], target: str, elements: int) -> Cost:
         read += sum(x.untyped_storage().nbytes() for x in tensors.values())
         registers, shared = max(registers, built.registers), max(shared, built.shared)
         spilled += built.spilled
+        blocks = f"{call.arguments['BLOCK_M']}×{call.arguments['BLOCK_N']}, {call.warps}, {call.stages}"
     seconds = {pipe: n / machine.clock for pipe, n in cycles.items()} | {"memory": read / machine.memory}
-    return Cost(dict(per_element), registers, shared, spilled, read, seconds)
+    return Cost(blocks, dict(per_element), registers, shared, spilled, read, seconds)
 
 
 def columns(cost: Cost) -> list[float]:
@@ -215,9 +221,9 @@ def table(head: list[str], rows: list[list[str]], markdown: bool) -> str:
 
 def report(target: str, costs: dict[str, Cost], markdown: bool) -> str:
     machine, plain = MACHINES[target], costs["plain"]
-    head = [f"{machine.name}: per element", *COLUMNS, "other", "sum", "registers", "shared KiB"]
+    head = [f"{machine.name}: per element", "blocks", *COLUMNS, "other", "sum", "registers", "KiB"]
     rows = [
-        [name, f"{columns(c)[0]:.0f}", *(f"{x:.2f}" for x in columns(c)[1:]), f"{c.registers}",
+        [name, c.blocks, f"{columns(c)[0]:.0f}", *(f"{x:.2f}" for x in columns(c)[1:]), f"{c.registers}",
          f"{c.shared / 1024:.0f}"]
         for name, c in costs.items()
     ]  # fmt: skip
@@ -252,9 +258,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown targets: {', '.join(unknown)}")
     elements = HEADS * LENGTH * (LENGTH + 1) // 2
     print(f"T = {LENGTH}, D = {HEAD_SIZE}, {HEADS} heads, {KV_HEADS} key heads, {DTYPE}, causal\n")
-    planned = catalogue.calls(HEAD_SIZE, DTYPE, length=LENGTH, heads=HEADS, kv_heads=KV_HEADS)
     found: dict[str, dict[str, Cost]] = {}
     for target in targets:
+        planned = catalogue.calls(HEAD_SIZE, DTYPE, length=LENGTH, heads=HEADS, kv_heads=KV_HEADS, target=target)
         found[target] = {row: price([planned[name] for name in names], target, elements) for row, names in ROWS.items()}
         print(report(target, found[target], asked.markdown))
     if asked.out:
