@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headscope.attention.edits import ResidualEdit as ResidualEdit
     from headscope.attention.requests import QK as QK
     from headscope.attention.requests import Entropy as Entropy
+    from headscope.attention.requests import GradReceived as GradReceived
     from headscope.attention.requests import HeadOutput as HeadOutput
     from headscope.attention.requests import Logsumexp as Logsumexp
     from headscope.attention.requests import Lookup as Lookup
@@ -58,6 +59,7 @@ _NAMES = {
     "headscope.attention.requests": (
         "QK",
         "Entropy",
+        "GradReceived",
         "HeadOutput",
         "Logsumexp",
         "Lookup",

@@ -8,7 +8,7 @@ H query heads, Tq queries, Tk keys, G regions. Statistics belong to *query* head
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -202,6 +202,24 @@ class Weighted(Request):
         super().__post_init__()
         if self.x is None:
             raise RequestError("Weighted needs x=, a tensor of shape (Tk, C) or (B, Tk, C).")
+
+
+@dataclass(frozen=True)
+class GradReceived(Request):
+    """Attention × gradient that each key receives: Σ_q A·∂target/∂A, (B, H, Tk).
+
+    To first order, what the target would lose if the head stopped attending to the key. Runs the model backwards once;
+    the pattern is never formed.
+
+    Parameters
+    ----------
+    target
+        What to differentiate: a function of the logits (B, T, vocabulary) that returns one number, or one per sample.
+        By default the log-probability of the likeliest next token of each sample.
+    """
+
+    target: Callable[[Any], Any] | None = field(default=None, compare=False)
+    per_query: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

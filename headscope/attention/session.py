@@ -23,11 +23,21 @@ from headscope.errors import RequestError, UnsupportedError
 from headscope.kernels import reference
 from headscope.kernels.dispatch import compute, step
 from headscope.kernels.edits import RowEdit
+from headscope.kernels.gradient import gradient_received
 from headscope.kernels.inputs import AttentionInputs
 from headscope.kernels.rows import Wants
 
 _EFFECTIVE = ("effective",)
 """Where the memory keeps which edits have changed something."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One call of a layer whose output's gradient is wanted: the output is (B, H, Tq, Dv)."""
+
+    site: Site
+    inp: AttentionInputs
+    out: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,7 @@ class Session:
         self.contexts = contexts or {}
         self.collectors = collectors(requests, sites)
         self.stored: dict[str, dict[int, AttentionInputs]] = {}
+        self.taps: list[Tap] = []
         self._calls: dict[int, list[Collector]] = defaultdict(list)
         self._editors: dict[tuple[str, int], list[tuple[int, RowsEdit]]] = defaultdict(list)
         for number, edit in enumerate(self.edits):
@@ -126,6 +137,12 @@ class Session:
                 found = sites.by_stack[collector.stack]
                 for layer in collector.layers:
                     self._calls[id(found[layer].attention)].append(collector)
+        self._tapped = {
+            id(sites.by_stack[collector.stack][layer].attention)
+            for collector in self.collectors
+            if isinstance(collector.request, ask.GradReceived)
+            for layer in collector.layers
+        }
 
     def context(self, stack: str, batch: int) -> Context:
         """Return the context of a stack; without one all positions are real and no region has a name."""
@@ -149,9 +166,38 @@ class Session:
     def concerns(self, module: nn.Module) -> Site | None:
         """Return the site of an attention module if anything is asked or changed there."""
         site = self.sites.by_module.get(id(module))
-        if site is None or not (self.edits or id(module) in self._calls):
+        if site is None or not (self.edits or id(module) in self._calls or id(module) in self._tapped):
             return None
         return site
+
+    @property
+    def backwards(self) -> bool:
+        """Whether the model must be run backwards, too."""
+        return bool(self._tapped)
+
+    def tap(self, site: Site, inp: AttentionInputs, out: Tensor) -> Tensor:
+        """Keep a layer's call and its output (B, H, Tq, Dv), for when the gradient of the output is known."""
+        if id(site.attention) not in self._tapped:
+            return out
+        if not out.requires_grad:
+            out = out.detach().requires_grad_()
+        edits = self._row_edits(site, inp, self.context(site.stack, inp.batch))
+        self.taps.append(Tap(site, replace(inp, edits=edits), out))
+        return out
+
+    def read_gradients(self, target: Tensor) -> None:
+        """Give requests of gradients their arrays: how ``target``, one number, hangs on each tapped output."""
+        missed = self._tapped - {id(tap.site.attention) for tap in self.taps}
+        if missed or not target.requires_grad:
+            raise UnsupportedError("No gradient reaches the attention of this model: its forward pass cuts them off.")
+        outputs = [tap.out for tap in self.taps]
+        grads = torch.autograd.grad(target, outputs, allow_unused=True, materialize_grads=True)
+        for tap, grad in zip(self.taps, grads, strict=True):
+            found = gradient_received(tap.inp, grad)
+            for collector in self.collectors:
+                wanted = isinstance(collector.request, ask.GradReceived) and collector.stack == tap.site.stack
+                if wanted and tap.site.layer in collector.layers:
+                    collector.put(tap.site.layer, "", found, None)
 
     def attend(self, site: Site, inp: AttentionInputs, *, gradients: bool) -> Answer:
         """Capture what is asked of this call, and return what becomes of its output."""

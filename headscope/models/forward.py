@@ -151,8 +151,11 @@ def run(model: Model, given: Inputs, capture: Sequence[ask.Request], *, logits: 
     prepared = prepare(model, given, side)
     session = Session(model.sites, bound(capture, prepared), model.edits, prepared.contexts)
     check_budget(model, prepared, session, logits)
-    with torch.no_grad(), active(session):
-        found = forward(model, prepared.tensors, logits)
+    if session.backwards:
+        found = _backwards(model, prepared, session, logits)
+    else:
+        with torch.no_grad(), active(session):
+            found = forward(model, prepared.tensors, logits)
     session.check_visited()
     session.warn_of_nothing()
     return Run(
@@ -161,6 +164,35 @@ def run(model: Model, given: Inputs, capture: Sequence[ask.Request], *, logits: 
         prompt=prepared.given if prepared.given is not None else given,
         qk={key: QKStore(layers) for key, layers in session.stored.items()},
     )
+
+
+def _backwards(model: Model, prepared: Prepared, session: Session, logits: Logits) -> Tensor | None:
+    """Run forwards and backwards, for requests of gradients; return the logits that are wanted."""
+    targets = {c.request.target for c in session.collectors if isinstance(c.request, ask.GradReceived)}
+    if len(targets) > 1:
+        raise RequestError("GradReceived requests of one run have one target: give them the same function.")
+    if model.spec.unembed is None:
+        raise RequestError(f"GradReceived needs a target of the logits, and {model.name} has none.")
+    (target,) = targets
+    with torch.enable_grad(), active(session):
+        found = forward(model, prepared.tensors, logits=True)
+        assert found is not None
+        value = _likeliest(found, prepared.tensors.get("attention_mask")) if target is None else target(found)
+        if not isinstance(value, Tensor) or value.dim() > 1:
+            raise RequestError(
+                "GradReceived(target=…): the function returns one number, or one per sample, as a tensor."
+            )
+        session.read_gradients(value.sum())
+    keep = _kept(logits)
+    return None if logits is False else found[:, -keep:].detach() if keep else found.detach()
+
+
+def _likeliest(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the log-probability of each sample's likeliest token behind its last real one (B,)."""
+    last = torch.full((len(logits),), logits.shape[1] - 1, device=logits.device)
+    if mask is not None and mask.shape[-1] == logits.shape[1]:
+        last = last - mask.flip(-1).int().argmax(-1)
+    return logits[torch.arange(len(logits), device=logits.device), last].float().log_softmax(-1).amax(-1)
 
 
 def bound(capture: Sequence[ask.Request], prepared: Prepared) -> list[ask.Request]:
