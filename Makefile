@@ -59,6 +59,7 @@ demo: weights
 
 test: $(VENV)/.test browser weights
 	$(PYTEST) -n $(JOBS) -m "not slow"
+	TRITON_INTERPRET=1 $(PYTEST) -n $(JOBS) tests/kernels/test_triton.py
 	$(PYTEST_SLOW) -m slow
 
 check: $(VENV)/.test

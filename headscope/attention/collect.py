@@ -21,7 +21,7 @@ class Collector:
     """One request with the layers it asks for and the arrays that come back.
 
     ``arrays`` holds (layers, …), or (pairs, …) where the request selects heads, under the request's key and, for
-    ``TopKeys``, a second one for the weights.
+    ``TopKeys``, a second one for the weights. What a GPU gives is copied while the model runs on.
     """
 
     def __init__(self, request: ask.Request, sites: Sites) -> None:
@@ -54,7 +54,15 @@ class Collector:
                     f"{type(request).__name__}: layers differ in their number of heads ({sorted(counts)}). "
                     "Ask for layers= with equal counts, or for heads=."
                 )
-        self.arrays: dict[str, Array] = {}
+        self._kept: dict[str, Tensor] = {}
+        self._device = torch.device("cpu")
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """What came back so far."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return {key: kept.numpy() for key, kept in self._kept.items()}
 
     def names(self) -> list[str]:
         """Keys of the results."""
@@ -74,26 +82,28 @@ class Collector:
         """Store the array of one layer; ``blank`` (B, queries) marks rows that are padding."""
         key = self.names()[1 if suffix else 0]
         integer = not value.dtype.is_floating_point
-        found = value.detach().to("cpu", torch.int64 if integer else torch.float32)
+        found = value.detach().to(torch.int64 if integer else torch.float32)
+        self._device = found.device
         if blank is not None and bool(blank.any()):
             dims = dimensions(self.request)
             at = dims.index("query")
             shape = [blank.shape[0]] + [1] * (found.dim() - 1)
             shape[at] = blank.shape[1]
-            found = found.masked_fill(blank.view(shape), -1 if integer else torch.nan)
+            found = found.masked_fill(blank.view(shape).to(found.device), -1 if integer else torch.nan)
         if self.pairs is None:
-            self._slot(key, len(self.layers), found)[self.layers.index(layer)] = found.numpy()
+            self._slot(key, len(self.layers), found)[self.layers.index(layer)].copy_(found, non_blocking=True)
             return
         target = self._slot(key, len(self.pairs), found[:, 0])
         for index, (at_layer, head) in enumerate(self.pairs):
             if at_layer == layer:
-                target[index] = found[:, head].numpy()
+                target[index].copy_(found[:, head], non_blocking=True)
 
-    def _slot(self, key: str, count: int, like: Tensor) -> Array:
-        if key not in self.arrays:
-            fill = np.nan if like.dtype.is_floating_point else -1
-            self.arrays[key] = np.full((count, *like.shape), fill, dtype=like.numpy().dtype)
-        return self.arrays[key]
+    def _slot(self, key: str, count: int, like: Tensor) -> Tensor:
+        if key not in self._kept:
+            fill = torch.nan if like.dtype.is_floating_point else -1
+            pinned = like.device.type == "cuda"
+            self._kept[key] = torch.full((count, *like.shape), fill, dtype=like.dtype, pin_memory=pinned)
+        return self._kept[key]
 
 
 def collectors(requests: Iterable[ask.Request], sites: Sites) -> list[Collector]:

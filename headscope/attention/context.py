@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from headscope.attention.requests import Queries
 from headscope.errors import RequestError, nearest
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -36,6 +39,15 @@ class Context:
     key_valid: Tensor | None = None
     total: int | None = None
     prompt_length: int | None = None
+    _made: dict[Any, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def made(self, name: Hashable, version: Hashable, make: Callable[[], Made]) -> Made:
+        """Return what ``make`` makes, made once for all layers as long as ``version`` is the same."""
+        version = (version, self.total, self.prompt_length)
+        if name not in self._made or self._made[name][0] != version:
+            self._made[name] = version, make()
+        found: Made = self._made[name][1]
+        return found
 
     def region(self, name: str, length: int) -> list[list[int]]:
         """Return the positions of a region per sample; ``length`` is the number of positions there are."""

@@ -36,14 +36,20 @@ class Needs:
     entropy: bool = False
     received: bool = False
     whole_rows: bool = False
+    indicator: bool = True
+    """Whether all projections are of zeros and ones."""
     top: int = 0
     pooled_max: tuple[int, int] | None = None
     groups: list[Tensor] = field(default_factory=list)
     projections: list[Tensor] = field(default_factory=list)
     lookups: list[Tensor] = field(default_factory=list)
 
-    def project(self, x: Tensor) -> slice:
-        """Ask for attention @ x, x (B, Tk, C); return the channels where it will be."""
+    def project(self, x: Tensor, *, indicator: bool = False) -> slice:
+        """Ask for attention @ x, x (B, Tk, C); return the channels where it will be.
+
+        ``indicator`` says that x holds nothing but zeros and ones.
+        """
+        self.indicator = self.indicator and indicator
         return _append(self.projections, x, -1)
 
     def lookup(self, keys: Tensor) -> slice:
@@ -63,10 +69,11 @@ class Needs:
             top=self.top,
             received=self.received,
             groups=torch.cat(self.groups, dim=1) if self.groups else None,
-            project=torch.cat(self.projections, dim=-1) if self.projections else None,
+            project=_joined(self.projections),
             lookup=torch.cat(self.lookups, dim=-1) if self.lookups else None,
             pooled_max=self.pooled_max,
             rows=self.whole_rows,
+            indicator=bool(self.projections) and self.indicator,
         )
 
     @property
@@ -79,6 +86,13 @@ class Needs:
     def length(self) -> int:
         """Number of absolute key positions."""
         return self.inp.tk + self.key_start
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    """Return per-key vectors side by side; those of one request as they are, so that kernels know them again."""
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def _append(parts: list[Tensor], part: Tensor, dim: int) -> slice:
@@ -139,8 +153,14 @@ def _rows(request: ask.Rows | ask.Pattern, needs: Needs) -> Reader:
 
 
 def _mass(request: ask.Mass, needs: Needs) -> Reader:
-    _, positions = region_positions(request, needs)
-    at = needs.project(indicators(needs, positions))
+    inp = needs.inp
+    version = (inp.tk, inp.batch, needs.key_start, inp.q.device)
+    x = needs.context.made(
+        ("mass", needs.site.stack, request.regions),
+        version,
+        lambda: indicators(needs, region_positions(request, needs)[1]),
+    )
+    at = needs.project(x, indicator=True)
     return lambda stats: {"": _got(stats.project)[..., at]}
 
 
@@ -228,15 +248,22 @@ def _pooled(request: ask.Pooled, needs: Needs) -> Reader:
             raise RequestError("Two Pooled(reduce='max') requests of different sizes in one run: ask for one of them.")
         needs.pooled_max = (height, width)
         return lambda stats: {"": _got(stats.pooled_max)}
-    owner = torch.arange(inp.tk, device=inp.q.device) // width
-    blocks = torch.nn.functional.one_hot(owner).float()
-    at = needs.project((blocks / blocks.sum(0)).expand(inp.batch, -1, -1))
+    version = (inp.tk, inp.batch, inp.q.device)
+    blocks = needs.context.made(
+        ("pooled", needs.site.stack, width), version, lambda: _bins(inp.tk, width, inp.q.device)
+    )
+    at = needs.project(blocks.expand(inp.batch, -1, -1), indicator=True)
 
     def read(stats: Stats) -> dict[str, Tensor]:
-        means = _got(stats.project)[..., at].split(height, dim=2)
+        means = (_got(stats.project)[..., at] / blocks.sum(0)).split(height, dim=2)
         return {"": torch.stack([block.mean(2) for block in means], dim=2)}
 
     return read
+
+
+def _bins(length: int, width: int, device: torch.device) -> Tensor:
+    """Return (keys, bins) with 1 where a key is in a bin."""
+    return torch.nn.functional.one_hot(torch.arange(length, device=device) // width).float()
 
 
 def _value_norms(request: ask.ValueNorms, needs: Needs) -> Reader:
@@ -283,6 +310,7 @@ DIMENSIONS: dict[type[ask.Request], tuple[str, ...]] = {
     ask.Received: ("batch", "head", "key"),
     ask.Pooled: ("batch", "head", "row", "col"),
     ask.ValueNorms: ("batch", "head", "key"),
+    ask.GradReceived: ("batch", "head", "key"),
     ask.HeadOutput: ("batch", "head", "query", "dim"),
     ask.Residual: ("batch", "query", "dim"),
     ask.MlpActivation: ("batch", "query", "unit"),

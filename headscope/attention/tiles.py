@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from headscope.errors import RequestError
+from headscope.kernels.dispatch import compute, fused_tile
 from headscope.kernels.inputs import AttentionInputs
-from headscope.kernels.rows import Wants, sweep
+from headscope.kernels.rows import Wants
 
 
 class QKStore:
@@ -21,6 +22,7 @@ class QKStore:
 
     def __init__(self, layers: dict[int, AttentionInputs]) -> None:
         self._layers = layers
+        self._lse: dict[tuple[int, int, int], Tensor] = {}
 
     @property
     def layers(self) -> list[int]:
@@ -63,11 +65,17 @@ class QKStore:
         if not (0 <= rows.start < rows.stop <= inp.tq and 0 <= cols.start < cols.stop <= inp.tk):
             raise RequestError(f"Tile {rows} × {cols} is outside the pattern of {inp.tq} × {inp.tk}.")
         one = _head(inp, head, batch)
+        if rows.step == cols.step == 1:
+            lse = self._lse.get((layer, head, batch))
+            fused = fused_tile(one, (rows.start, rows.stop), (cols.start, cols.stop), pool, reduce, lse)
+            if fused is not None:
+                tile, self._lse[layer, head, batch] = fused
+                return tile[0, 0].cpu()
         height = max(1, 4096 // inp.tk) if pool is None else pool[0] * max(1, 4096 // (pool[0] * inp.tk))
         parts = []
         for start in range(0, len(rows), height):
             chosen = torch.tensor(list(rows[start : start + height]))[None]
-            found = sweep(one, Wants(rows=True), chosen.to(one.q.device)).rows
+            found = compute(one, Wants(rows=True), chosen.to(one.q.device)).rows
             assert found is not None
             part = found[0, 0][:, list(cols)] if cols.step != 1 else found[0, 0, :, cols.start : cols.stop]
             parts.append(part if pool is None else _pool(part, pool, reduce))

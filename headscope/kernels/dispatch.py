@@ -1,35 +1,159 @@
-"""Choose how the statistics of one attention call are computed."""
+"""Choose how the statistics of one attention call are computed.
+
+Left alone, Triton's fused kernels serve GPUs and the row sweep CPUs. ``HEADSCOPE_KERNEL``, or ``using``, forces one.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from headscope.errors import RequestError, UnsupportedError
 from headscope.kernels import compiled, reference, sdpa
 from headscope.kernels.compiled import library
 from headscope.kernels.edits import Reweight
 from headscope.kernels.inputs import AttentionInputs, accumulation_dtype
 from headscope.kernels.rows import Stats, Wants, sweep
+from headscope.kernels.triton import Kernel, failure, unavailable
+
+logger = logging.getLogger(__name__)
+
+_FORCED: ContextVar[Kernel | None] = ContextVar("headscope_kernel", default=None)
+_FAILED: set[str] = set()
+"""Why Triton kernels could not be had, as told already."""
+
+
+@contextmanager
+def using(kernel: Kernel) -> Iterator[None]:
+    """Force a kernel inside the block: ``"triton"``, ``"sdpa"``, ``"reference"``, or ``"auto"`` for the usual choice.
+
+    ``"sdpa"`` is PyTorch's fused kernels and the row sweep; ``"reference"`` forms the whole pattern.
+    """
+    token = _FORCED.set(_checked(kernel))
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def chosen() -> Kernel:
+    """Return the kernel that is asked for."""
+    return _FORCED.get() or _checked(os.environ.get("HEADSCOPE_KERNEL") or "auto")
+
+
+def _checked(name: str) -> Kernel:
+    for kernel in get_args(Kernel):
+        if name == kernel:
+            return kernel  # type: ignore[no-any-return]
+    raise RequestError(f"There is no kernel {name!r} (HEADSCOPE_KERNEL): choose from {', '.join(get_args(Kernel))}.")
 
 
 def compute(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -> Stats:
     """Return what ``wants`` names for all queries, or for ``queries`` (B, n), by the fastest exact way.
 
     - Output and log-normaliser alone: the fused kernel.
+    - Everything on a GPU: one pass of Triton's kernels.
     - Everything on a CPU with the compiled row kernel, and whatever needs whole rows: one sweep.
-    - Otherwise (GPU, or no compiler) flash identities, one fused pass each.
+    - Otherwise (no Triton, or no compiler) flash identities, one fused pass each.
     """
-    if queries is not None or not sdpa.available(inp):
+    kernel = chosen()
+    if kernel == "reference":
+        return reference.statistics(inp, wants, queries)
+    fused = queries is None and sdpa.available(inp)
+    bare = wants == Wants(out=wants.out, lse=wants.lse)
+    if kernel == "triton" or (kernel == "auto" and inp.q.device.type == "cuda" and not (fused and bare)):
+        stats = _triton(inp, wants, queries, forced=kernel == "triton")
+        if stats is not None:
+            return stats
+    if not fused:
         return sweep(inp, wants, queries)
     compiled = inp.q.device.type == "cpu" and library() is not None and inp.q.dtype != torch.float64
-    if wants == Wants(out=wants.out, lse=wants.lse):
+    if bare:
         return _identities(inp, wants)
     needs_rows = wants.top or wants.rows or wants.groups is not None or wants.lookup is not None or wants.pooled_max
     if compiled or needs_rows:
         return sweep(inp, wants)
     return _identities(inp, wants)
+
+
+def fused_gradient(inp: AttentionInputs, cotangent: Tensor) -> Tensor | None:
+    """Return Σ_q A·dA of each key (B, H, Tk) by Triton's kernel, or None where it does not serve."""
+    if not _serves(inp):
+        return None
+    from headscope.kernels.triton.compute import gradient_received
+
+    return gradient_received(inp, cotangent)
+
+
+def fused_tile(
+    inp: AttentionInputs,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    bins: tuple[int, int] | None,
+    reduce: str,
+    lse: Tensor | None,
+) -> tuple[Tensor, Tensor] | None:
+    """Return a rectangle of the pattern (B, H, rows, cols), or bins of it, by Triton's kernel, or None.
+
+    The log-normaliser (B, H, Tq), worked out where it is not given, comes back beside it, for the next rectangle.
+    """
+    if inp.edits or not _serves(inp):
+        return None
+    from headscope.kernels.triton.compute import rectangle
+
+    return rectangle(inp, rows, cols, bins, reduce, lse)
+
+
+def _serves(inp: AttentionInputs) -> bool:
+    """Whether Triton's kernels serve a call, without a word where they do not."""
+    kernel = chosen()
+    if kernel not in ("auto", "triton") or (kernel == "auto" and inp.q.device.type != "cuda"):
+        return False
+    if unavailable(inp.q.device) is not None:
+        return False
+    from headscope.kernels.triton.compute import refusal
+
+    return refusal(inp, Wants(lse=True)) is None
+
+
+def _triton(inp: AttentionInputs, wants: Wants, queries: Tensor | None, *, forced: bool) -> Stats | None:
+    """Return the statistics by Triton's kernels, or None where they do not serve this call or this machine."""
+    why = unavailable(inp.q.device)
+    if why is not None:
+        if forced:
+            raise UnsupportedError(f"HEADSCOPE_KERNEL=triton: {why}")
+        _tell(why)
+        return None
+    from headscope.kernels.triton.compute import compute as fused
+    from headscope.kernels.triton.compute import refusal
+
+    why = refusal(inp, wants, queries)
+    if why is not None:
+        logger.debug("not by the Triton kernels: %s", why)
+        return None
+    try:
+        return fused(inp, wants, queries)
+    except Exception as error:
+        why = failure(error)
+        if why is None:
+            raise
+        _tell(why)
+        return None
+
+
+def _tell(why: str) -> None:
+    if why not in _FAILED:
+        _FAILED.add(why)
+        warnings.warn(f"{why} PyTorch's kernels are used instead: slower, and as exact.", stacklevel=4)
 
 
 def step(inp: AttentionInputs, heads: Tensor) -> Tensor:
@@ -38,10 +162,14 @@ def step(inp: AttentionInputs, heads: Tensor) -> Tensor:
     There is nothing to stream, and little to hide overhead behind: one call of the compiled kernel for one edit of
     plain attention, the most usual case by far, and plainly otherwise.
     """
-    kernel = library() if inp.q.device.type == "cpu" else None
+    kernel = library() if inp.q.device.type == "cpu" and chosen() in ("auto", "sdpa") else None
     if kernel is not None and _simple(inp):
         return compiled.step(kernel, inp, heads, inp.edits[0])
     part, dtype = inp.select(heads), accumulation_dtype(inp.q.dtype)
+    if chosen() == "triton" or (chosen() == "auto" and inp.q.device.type == "cuda"):
+        stats = _triton(part, Wants(out=True), None, forced=chosen() == "triton")
+        if stats is not None and stats.out is not None:
+            return stats.out
     working = replace(part, q=part.q.to(dtype), k=part.k.to(dtype), v=part.v.to(dtype))
     return reference.attend(working).to(inp.v.dtype)
 
@@ -79,6 +207,14 @@ def sweep_lse(inp: AttentionInputs) -> Tensor:
     return sdpa.attend(replace(inp, q=q, k=k, v=inp.v.float()))[1]
 
 
-def engine() -> str:
-    """Name what computes statistics on this machine's CPU, for provenance."""
-    return "rows-compiled" if library() is not None else "rows-torch"
+def engine(device: torch.device | None = None) -> str:
+    """Name what computes statistics on a device, the CPU by default, for provenance."""
+    device = device or torch.device("cpu")
+    kernel = chosen()
+    if kernel == "reference":
+        return kernel
+    if (kernel == "triton" or (kernel == "auto" and device.type == "cuda")) and unavailable(device) is None:
+        return "triton"
+    if device.type == "cpu":
+        return "rows-compiled" if library() is not None else "rows-torch"
+    return "sdpa"

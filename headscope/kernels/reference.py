@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from headscope.kernels.edits import Hide, Reweight, Shape
 from headscope.kernels.inputs import AttentionInputs
+from headscope.kernels.rows import Stats, Wants
 
 
 def _repeated(x: Tensor, group: int) -> Tensor:
@@ -78,3 +80,40 @@ def mass(inp: AttentionInputs, indicators: Tensor) -> Tensor:
 def received(inp: AttentionInputs) -> Tensor:
     """Return column sums (B, H, Tk)."""
     return pattern(inp).sum(2)
+
+
+def statistics(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -> Stats:
+    """Return what ``wants`` names, read off the whole pattern, in the inputs' own precision.
+
+    For looking at one's results another way (``HEADSCOPE_KERNEL=reference``); short inputs only.
+    """
+    found, z = pattern(inp), lse(inp)
+    if queries is not None:
+        index = queries.to(found.device)[:, None, :, None].expand(-1, inp.heads, -1, inp.tk)
+        found, z = found.gather(2, index), z.gather(2, index[..., 0])
+    stats = Stats(lse=z if wants.lse else None, rows=found if wants.rows else None)
+    if wants.out:
+        stats.out = (found @ _repeated(inp.v, inp.group)).to(inp.v.dtype)
+    if wants.entropy:
+        stats.entropy = torch.special.entr(found).sum(-1)
+    if wants.top:
+        weight, key = found.topk(min(wants.top, inp.tk), dim=-1)
+        if wants.top == 1:
+            weight, key = found.max(dim=-1, keepdim=True)
+        spare = (0, wants.top - weight.shape[-1])
+        stats.top_weights = functional.pad(weight, spare)
+        stats.top_keys = functional.pad(torch.where(weight > 0, key, -1), spare, value=-1)
+    if wants.received:
+        stats.received = found.sum(2)
+    if wants.groups is not None:
+        stats.grouped = wants.groups[:, None].to(found) @ found
+    if wants.project is not None:
+        stats.project = found @ wants.project[:, None].to(found)
+    if wants.lookup is not None:
+        key = wants.lookup[:, None].to(found.device).expand(-1, inp.heads, -1, -1)
+        there = (key >= 0) & (key < inp.tk)
+        stats.lookup = found.gather(-1, torch.where(there, key, 0)) * there
+    if wants.pooled_max is not None:
+        height, width = wants.pooled_max
+        stats.pooled_max = functional.max_pool2d(found, (height, width), ceil_mode=True)
+    return stats

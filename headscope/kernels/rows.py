@@ -39,8 +39,9 @@ class Wants:
         Column sums.
     groups
         Query groups (B, N, rows) of weights for column sums by group; also used to leave padding queries out.
-    project
-        Per-key vectors (B, Tk, C): the sweep returns attention @ project.
+    project, indicator
+        Per-key vectors (B, Tk, C): the sweep returns attention @ project. ``indicator`` says that they hold nothing but
+        zeros and ones, as regions of keys do.
     lookup
         Key positions (B, rows, m), −1 for none: the sweep returns the attention at those keys.
     pooled_max
@@ -59,6 +60,7 @@ class Wants:
     lookup: Tensor | None = None
     pooled_max: tuple[int, int] | None = None
     rows: bool = False
+    indicator: bool = False
 
     def any(self) -> bool:
         """Whether anything is asked."""

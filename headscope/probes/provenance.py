@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from headscope.kernels.dispatch import engine
 from headscope.probes.base import DataSet, jsonable
 
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas")
@@ -71,6 +72,7 @@ def provenance(model: Any, data: DataSet, *, seed: int, created: str) -> dict[st
         "engine": str(
             getattr(getattr(getattr(model, "hf", None), "config", None), "_attn_implementation", "headscope")
         ),
+        "kernel": engine(getattr(model, "device", None)),
         "versions": versions(),
         "machine": machine(model),
         "created": created,
@@ -85,6 +87,7 @@ def identity(model: Any, parts: Mapping[str, Any]) -> dict[str, Any]:
         "model": str(model.fingerprint),
         "dtype": dtype_name(model),
         "device": str(getattr(model, "device", "cpu")).partition(":")[0],
+        "kernel": engine(getattr(model, "device", None)),
         "versions": used,
         **{name: jsonable(part) for name, part in parts.items()},
     }
