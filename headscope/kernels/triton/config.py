@@ -140,7 +140,7 @@ def _forward(shape: Shape, wide: int) -> Config:
     bare = not (shape.entropy or shape.top or shape.channels)
     if wide <= 64:
         return Config(128, 64, 8, 3) if bare else Config(64, 128, 4, 2)
-    if shape.channels and not (shape.entropy or shape.top):
+    if shape.channels and wide == shape.width and not (shape.entropy or shape.top):
         return Config(128, 128, 8, 2)
     return Config(64, 64, 4, 2)
 

@@ -184,16 +184,9 @@ def forward(
             sure = tl.minimum(sure, seen)
     if MASK > 0:
         sure = low
-    first_full = low // BLOCK_N
-    end_full = sure // BLOCK_N
-    first_part = end_full
-    end_part = tl.cdiv(last, BLOCK_N)
+    lists = 0
     if LISTED:
         lists = b * lists_b + h * lists_h + block
-        first_full = 0
-        first_part = 0
-        end_full = tl.load(FullCount + lists)
-        end_part = tl.load(PartCount + lists)
 
     m = tl.full([BLOCK_M], NEG, tl.float32)
     if SINKS and not SPLIT:  # of a row in parts, ``merge`` adds it
@@ -210,34 +203,28 @@ def forward(
     best = tl.full([BLOCK_M], NEG, tl.float32)
     best_key = tl.full([BLOCK_M], -1, tl.int32)
 
-    for i in range(first_full, end_full):
-        j = i
+    for check in tl.static_range(2):
         if LISTED:
-            j = tl.load(FullIndex + lists * lists_m + i)
-        m, l, u, acc, other, l_other, sums, best, best_key = _attend(
-            j * BLOCK_N, q, m, l, u, acc, other, l_other, sums, best, best_key,
-            positions, at, rows_here, b, h, n, limit, K, k_base, k_t, V, v_base, v_t, X, x_base, x_n, Kinds, kinds_base,
-            Mask, mask_b, mask_h, mask_m, mask_n, Bias, bias_b, bias_h, bias_m, bias_n,
-            Hidden, hidden_b, hidden_h, HiddenRows, hidden_rows_b, hidden_rows_h,
-            Shapes, ShapeKeys, shape_keys_b, shape_keys_h, ShapeRows, shape_rows_b,
-            Groups, groups_b, groups_h, LogWeights, heads, scale, softcap, offset,
-            D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, CHANNELS, COUNT, OUT, ENTROPY, TOP, PAIR, GIVEN,
-            SOFTCAP, BIAS, SHAPE, 0, CAUSAL, HIDE, HALF, PRECISION, WIDE, False,
-        )  # fmt: skip
-    for i in range(first_part, end_part):
-        j = i
-        if LISTED:
-            j = tl.load(PartIndex + lists * lists_m + i)
-        m, l, u, acc, other, l_other, sums, best, best_key = _attend(
-            j * BLOCK_N, q, m, l, u, acc, other, l_other, sums, best, best_key,
-            positions, at, rows_here, b, h, n, limit, K, k_base, k_t, V, v_base, v_t, X, x_base, x_n, Kinds, kinds_base,
-            Mask, mask_b, mask_h, mask_m, mask_n, Bias, bias_b, bias_h, bias_m, bias_n,
-            Hidden, hidden_b, hidden_h, HiddenRows, hidden_rows_b, hidden_rows_h,
-            Shapes, ShapeKeys, shape_keys_b, shape_keys_h, ShapeRows, shape_rows_b,
-            Groups, groups_b, groups_h, LogWeights, heads, scale, softcap, offset,
-            D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, CHANNELS, COUNT, OUT, ENTROPY, TOP, PAIR, GIVEN,
-            SOFTCAP, BIAS, SHAPE, MASK, CAUSAL, HIDE, HALF, PRECISION, WIDE, True,
-        )  # fmt: skip
+            first = 0
+            end = tl.load((PartCount if check else FullCount) + lists)
+        else:
+            first = (sure if check else low) // BLOCK_N
+            end = tl.cdiv(last, BLOCK_N) if check else sure // BLOCK_N
+        for i in range(first, end):
+            j = i
+            if LISTED:
+                j = tl.load((PartIndex if check else FullIndex) + lists * lists_m + i)
+            m, l, u, acc, other, l_other, sums, best, best_key = _attend(
+                j * BLOCK_N, q, m, l, u, acc, other, l_other, sums, best, best_key,
+                positions, at, rows_here, b, h, n, limit,
+                K, k_base, k_t, V, v_base, v_t, X, x_base, x_n, Kinds, kinds_base,
+                Mask, mask_b, mask_h, mask_m, mask_n, Bias, bias_b, bias_h, bias_m, bias_n,
+                Hidden, hidden_b, hidden_h, HiddenRows, hidden_rows_b, hidden_rows_h,
+                Shapes, ShapeKeys, shape_keys_b, shape_keys_h, ShapeRows, shape_rows_b,
+                Groups, groups_b, groups_h, LogWeights, heads, scale, softcap, offset,
+                D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, CHANNELS, COUNT, OUT, ENTROPY, TOP, PAIR, GIVEN,
+                SOFTCAP, BIAS, SHAPE, MASK, CAUSAL, HIDE, HALF, PRECISION, WIDE, check == 1,
+            )  # fmt: skip
 
     line = ((z * batch + b) * heads + h).to(tl.int64) * n + at
     inverse = tl.full([BLOCK_M], 1.0, tl.float32)

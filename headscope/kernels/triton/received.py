@@ -113,39 +113,20 @@ def received(
     end = tl.cdiv(n, BLOCK_M) * BLOCK_M
     sure = tl.minimum(tl.maximum(sure, first), end)
     whole = tl.maximum(whole, sure)
-    for start in range(first, sure, BLOCK_M):
-        total, backward = _collect(
-            start, total, backward, k, cols, b, h, g, n, tk,
-            Q, q_base, q_t, Lse, Gates, gates_b, gates_g, Cotangent, c_base, c_t,
-            Mask, mask_b, mask_h, mask_m, mask_n, Bias, bias_b, bias_h, bias_m, bias_n,
-            Hidden, hidden_b, hidden_h, HiddenRows, hidden_rows_b, hidden_rows_h,
-            Shapes, ShapeKeys, shape_keys_b, shape_keys_h, ShapeRows, shape_rows_b,
-            Groups, groups_b, groups_h, LogWeights, heads, scale, softcap, offset,
-            D, DV, BLOCK_D, BLOCK_DV, BLOCK_M, COUNT, GATED, GRADIENT,
-            SOFTCAP, BIAS, SHAPE, MASK, CAUSAL, HIDE, PRECISION, WIDE, True,
-        )  # fmt: skip
-    for start in range(sure, whole, BLOCK_M):
-        total, backward = _collect(
-            start, total, backward, k, cols, b, h, g, n, tk,
-            Q, q_base, q_t, Lse, Gates, gates_b, gates_g, Cotangent, c_base, c_t,
-            Mask, mask_b, mask_h, mask_m, mask_n, Bias, bias_b, bias_h, bias_m, bias_n,
-            Hidden, hidden_b, hidden_h, HiddenRows, hidden_rows_b, hidden_rows_h,
-            Shapes, ShapeKeys, shape_keys_b, shape_keys_h, ShapeRows, shape_rows_b,
-            Groups, groups_b, groups_h, LogWeights, heads, scale, softcap, offset,
-            D, DV, BLOCK_D, BLOCK_DV, BLOCK_M, COUNT, GATED, GRADIENT,
-            SOFTCAP, BIAS, SHAPE, 0, CAUSAL, HIDE, PRECISION, WIDE, False,
-        )  # fmt: skip
-    for start in range(whole, end, BLOCK_M):
-        total, backward = _collect(
-            start, total, backward, k, cols, b, h, g, n, tk,
-            Q, q_base, q_t, Lse, Gates, gates_b, gates_g, Cotangent, c_base, c_t,
-            Mask, mask_b, mask_h, mask_m, mask_n, Bias, bias_b, bias_h, bias_m, bias_n,
-            Hidden, hidden_b, hidden_h, HiddenRows, hidden_rows_b, hidden_rows_h,
-            Shapes, ShapeKeys, shape_keys_b, shape_keys_h, ShapeRows, shape_rows_b,
-            Groups, groups_b, groups_h, LogWeights, heads, scale, softcap, offset,
-            D, DV, BLOCK_D, BLOCK_DV, BLOCK_M, COUNT, GATED, GRADIENT,
-            SOFTCAP, BIAS, SHAPE, MASK, CAUSAL, HIDE, PRECISION, WIDE, True,
-        )  # fmt: skip
+    for phase in tl.static_range(3):
+        begin = first if phase == 0 else sure if phase == 1 else whole
+        until = sure if phase == 0 else whole if phase == 1 else end
+        for start in range(begin, until, BLOCK_M):
+            total, backward = _collect(
+                start, total, backward, k, cols, b, h, g, n, tk,
+                Q, q_base, q_t, Lse, Gates, gates_b, gates_g, Cotangent, c_base, c_t,
+                Mask, mask_b, mask_h, mask_m, mask_n, Bias, bias_b, bias_h, bias_m, bias_n,
+                Hidden, hidden_b, hidden_h, HiddenRows, hidden_rows_b, hidden_rows_h,
+                Shapes, ShapeKeys, shape_keys_b, shape_keys_h, ShapeRows, shape_rows_b,
+                Groups, groups_b, groups_h, LogWeights, heads, scale, softcap, offset,
+                D, DV, BLOCK_D, BLOCK_DV, BLOCK_M, COUNT, GATED, GRADIENT,
+                SOFTCAP, BIAS, SHAPE, MASK, CAUSAL, HIDE, PRECISION, WIDE, phase != 1,
+            )  # fmt: skip
 
     if GRADIENT:
         value_dims = tl.arange(0, BLOCK_DV)
