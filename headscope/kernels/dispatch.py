@@ -207,9 +207,9 @@ def sweep_lse(inp: AttentionInputs) -> Tensor:
     return sdpa.attend(replace(inp, q=q, k=k, v=inp.v.float()))[1]
 
 
-def engine(device: torch.device | None = None) -> str:
+def engine(device: torch.device | str | None = None) -> str:
     """Name what computes statistics on a device, the CPU by default, for provenance."""
-    device = device or torch.device("cpu")
+    device = torch.device(device or "cpu")
     kernel = chosen()
     if kernel == "reference":
         return kernel
