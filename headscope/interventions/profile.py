@@ -57,7 +57,7 @@ def profile_heads(
     task, items
         See ``headscope.interventions.outcomes.prepared``. Items with one source are one cluster.
     heads
-        Heads to try; all of the model by default. Others have no score.
+        Heads to try; by default all of the model, in the method's ``layers`` where it names some. Others have no score.
     metric
         One of ``headscope.interventions.outcomes.METRICS``. ``"entropy"`` counts its fall as the gain.
     q_max
@@ -92,7 +92,7 @@ def profile_heads(
 
     which, sign = column(metric), -1.0 if metric == "entropy" else 1.0
     data = prepared(model, task, items)
-    chosen = list(dict.fromkeys(listed("all" if heads is None else tuple(heads), model)))
+    chosen = list(dict.fromkeys(reachable(make, model) if heads is None else listed(tuple(heads), model)))
     model.sites.check_heads(tuple(chosen))
     on = _maker(make)
     example = on(chosen[0])
@@ -205,6 +205,12 @@ def listed(heads: Heads, model: Any) -> tuple[Head, ...]:
     found = resolve(heads, model)
     assert not isinstance(found, str)
     return found
+
+
+def reachable(make: Make, model: Any) -> tuple[Head, ...]:
+    """Return the heads that a method can act on: those in its layers where it names some, else all of the model."""
+    layers, heads = getattr(make, "layers", None), listed("all", model)
+    return heads if layers is None else tuple(head for head in heads if head[0] in layers) or heads
 
 
 def _maker(make: Make) -> Callable[[Head], Method]:

@@ -21,7 +21,7 @@ from headscope.interventions.outcomes import (
     prepared,
     provenance_of,
 )
-from headscope.interventions.profile import LEAST, Make, listed, profile_heads, without
+from headscope.interventions.profile import LEAST, Make, listed, profile_heads, reachable, without
 
 if TYPE_CHECKING:
     from headscope.probes.base import Progress
@@ -64,7 +64,8 @@ def screen_heads(
 
     _check(model, method)
     data = prepared(model, task, items)
-    everywhere = method.with_heads(listed("all", model))
+    heads = reachable(method, model)
+    everywhere = method.with_heads(heads)
     kind = without(encoded(method), "heads")
     store = open_outcomes(model, task, data, out, fresh, method=kind, screen="first order")
     estimates = np.full((len(data), model.spec.n_layers, model.spec.n_heads), np.nan)
@@ -76,7 +77,8 @@ def screen_heads(
         found = shard.arrays["estimates"] if shard is not None else estimate(model, everywhere, item)
         if shard is None and store is not None:
             store.write("screen", name, {"id": item.id}, {"estimates": found})
-        estimates[i] = found
+        for layer, head in heads:
+            estimates[i, layer, head] = found[layer, head]
     if progress is not None:
         progress("screen", len(data), len(data))
     sources = [item.source for item in data]
@@ -183,6 +185,6 @@ def _check(model: Any, method: Method) -> None:
         raise UnsupportedError(
             f"{model.name} ({model.spec.family}) is no decoder with a language-model head: screening needs its answers."
         )
-    edits = method.with_heads(listed("all", model)[:1]).edits(model)
+    edits = method.with_heads(reachable(method, model)[:1]).edits(model)
     if not all(hasattr(edit, "heads") for edit in edits):
         raise RequestError(f"{type(method).__name__} changes more than heads: profile it without the screen.")

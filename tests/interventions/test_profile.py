@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from headscope.errors import CheckpointError, DataError, RequestError
+from headscope.interventions.act import ACT
 from headscope.interventions.outcomes import outcomes, prepared
 from headscope.interventions.profile import combined, intersect, profile_heads
+from headscope.interventions.screen import screen_heads
 from headscope.probes.scores import HeadScores
 from tests.interventions.planted import Favour, Louder, organism, task
 
@@ -52,6 +54,15 @@ def test_a_function_of_a_head_gives_the_same(planted: Any, profile: HeadScores) 
     for pair in heads:
         assert found.head(*pair)["score"] == profile.head(*pair)["score"]
     assert found.table["score"].notna().sum() == 2
+
+
+def test_a_method_of_some_layers_is_tried_on_their_heads_alone(planted: Any) -> None:
+    model, _ = planted
+    method = ACT(layers=(1,), threshold=0.01)
+    found = profile_heads(model, method, task()).table
+    assert set(found["layer"][found["score"].notna()]) == {1}
+    assert found["score"].notna().sum() == model.spec.n_heads
+    assert set(screen_heads(model, method, task()).table["layer"]) == {1}
 
 
 def test_less_entropy_is_a_gain(planted: Any) -> None:
