@@ -27,7 +27,9 @@ import torch
 from headscope.kernels.inputs import AttentionInputs
 from headscope.kernels.triton.arguments import per_key
 from headscope.kernels.triton.config import Config
-from headscope.kernels.triton.launch import Weighing, plan_forward, plan_received, run
+from headscope.kernels.triton.plan import Weighing, run
+from headscope.kernels.triton.plan_forward import plan_forward
+from headscope.kernels.triton.plan_reading import plan_received
 
 HEADS, KV_HEADS = 32, 8
 GRID = [

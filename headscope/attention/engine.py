@@ -113,11 +113,11 @@ def attention(
         answer = session.attend(site, inp, gradients=gradients)
         if answer.out is not None:
             session.notice(site, answer, None)
-            return session.tap(site, inp, answer.out).transpose(1, 2).contiguous(), None
+            return session.tap(site, answer, answer.out).transpose(1, 2).contiguous(), None
         # Heads that no edit names keep the output of the fused kernel, bit for bit.
         out = _unedited(module, query, key, value, attention_mask, dropout, scaling, kwargs).transpose(1, 2)
         session.notice(site, answer, out)
-        return session.tap(site, inp, answer.over(out)).transpose(1, 2), None
+        return session.tap(site, answer, answer.over(out)).transpose(1, 2), None
     return _unedited(module, query, key, value, attention_mask, dropout, scaling, kwargs), None
 
 

@@ -52,12 +52,15 @@ class Answer:
         Heads (n,) whose output is another, and that output (B, n, Tq, Dv).
     rows
         Query rows (B, m) that ``patch`` (B, n, m, Dv) holds, −1 for none; None for all.
+    inp
+        The call with its edits, where the gradient of its output is wanted.
     """
 
     out: Tensor | None = None
     heads: Tensor | None = None
     patch: Tensor | None = None
     rows: Tensor | None = None
+    inp: AttentionInputs | None = None
 
     def over(self, out: Tensor) -> Tensor:
         """Return an output (B, H, Tq, Dv) with the patch in it; it is changed in place where no gradient needs it."""
@@ -175,14 +178,13 @@ class Session:
         """Whether the model must be run backwards, too."""
         return bool(self._tapped)
 
-    def tap(self, site: Site, inp: AttentionInputs, out: Tensor) -> Tensor:
+    def tap(self, site: Site, answer: Answer, out: Tensor) -> Tensor:
         """Keep a layer's call and its output (B, H, Tq, Dv), for when the gradient of the output is known."""
-        if id(site.attention) not in self._tapped:
+        if answer.inp is None:
             return out
         if not out.requires_grad:
             out = out.detach().requires_grad_()
-        edits = self._row_edits(site, inp, self.context(site.stack, inp.batch))
-        self.taps.append(Tap(site, replace(inp, edits=edits), out))
+        self.taps.append(Tap(site, answer.inp, out))
         return out
 
     def read_gradients(self, target: Tensor) -> None:
@@ -208,13 +210,17 @@ class Session:
         self._rows[id(site.output)] = max(0, total - inp.tq), inp.batch, inp.tq
         edits = self._row_edits(site, inp, context)
         inp = replace(inp, edits=edits) if edits else inp
+        answer = self._answer(site, inp, context, gradients=gradients)
+        return replace(answer, inp=inp) if id(site.attention) in self._tapped else answer
+
+    def _answer(self, site: Site, inp: AttentionInputs, context: Context, *, gradients: bool) -> Answer:
         if id(site.attention) in self._calls:
             out = self._captured(site, inp, context)
             if out is not None and not gradients:
                 return Answer(out)
-        if not edits:
+        if not inp.edits:
             return Answer()
-        heads = self._heads(site, edits)
+        heads = self._heads(site, inp.edits)
         if gradients:
             return Answer(None, heads, reference.attend(inp.select(heads)))
         with torch.no_grad():

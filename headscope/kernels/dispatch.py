@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from headscope.kernels.rows import Stats, Wants, sweep
 from headscope.kernels.triton import Kernel, failure, unavailable
 
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 _FORCED: ContextVar[Kernel | None] = ContextVar("headscope_kernel", default=None)
 _FAILED: set[str] = set()
@@ -65,33 +67,28 @@ def compute(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -
     - Everything on a CPU with the compiled row kernel, and whatever needs whole rows: one sweep.
     - Otherwise (no Triton, or no compiler) flash identities, one fused pass each.
     """
-    kernel = chosen()
-    if kernel == "reference":
+    if chosen() == "reference":
         return reference.statistics(inp, wants, queries)
     fused = queries is None and sdpa.available(inp)
     bare = wants == Wants(out=wants.out, lse=wants.lse)
-    if kernel == "triton" or (kernel == "auto" and inp.q.device.type == "cuda" and not (fused and bare)):
-        stats = _triton(inp, wants, queries, forced=kernel == "triton")
+    if chosen() == "triton" or not (fused and bare):
+        stats: Stats | None = _triton(inp, wants, queries, lambda: _kernels().compute(inp, wants, queries))
         if stats is not None:
             return stats
     if not fused:
         return sweep(inp, wants, queries)
-    compiled = inp.q.device.type == "cpu" and library() is not None and inp.q.dtype != torch.float64
+    by_rows = inp.q.device.type == "cpu" and library() is not None and inp.q.dtype != torch.float64
     if bare:
         return _identities(inp, wants)
     needs_rows = wants.top or wants.rows or wants.groups is not None or wants.lookup is not None or wants.pooled_max
-    if compiled or needs_rows:
+    if by_rows or needs_rows:
         return sweep(inp, wants)
     return _identities(inp, wants)
 
 
 def fused_gradient(inp: AttentionInputs, cotangent: Tensor) -> Tensor | None:
     """Return Σ_q A·dA of each key (B, H, Tk) by Triton's kernel, or None where it does not serve."""
-    if not _serves(inp):
-        return None
-    from headscope.kernels.triton.compute import gradient_received
-
-    return gradient_received(inp, cotangent)
+    return _triton(inp, Wants(lse=True), None, lambda: _kernels().gradient_received(inp, cotangent))
 
 
 def fused_tile(
@@ -106,42 +103,39 @@ def fused_tile(
 
     The log-normaliser (B, H, Tq), worked out where it is not given, comes back beside it, for the next rectangle.
     """
-    if inp.edits or not _serves(inp):
+    if inp.edits:
         return None
-    from headscope.kernels.triton.compute import rectangle
-
-    return rectangle(inp, rows, cols, bins, reduce, lse)
+    return _triton(inp, Wants(lse=True), None, lambda: _kernels().rectangle(inp, rows, cols, bins, reduce, lse))
 
 
-def _serves(inp: AttentionInputs) -> bool:
-    """Whether Triton's kernels serve a call, without a word where they do not."""
-    kernel = chosen()
-    if kernel not in ("auto", "triton") or (kernel == "auto" and inp.q.device.type != "cuda"):
-        return False
-    if unavailable(inp.q.device) is not None:
-        return False
-    from headscope.kernels.triton.compute import refusal
+def _kernels() -> Any:
+    """Import what is made of Triton's kernels, when one is wanted."""
+    from headscope.kernels.triton import compute
 
-    return refusal(inp, Wants(lse=True)) is None
+    return compute
 
 
-def _triton(inp: AttentionInputs, wants: Wants, queries: Tensor | None, *, forced: bool) -> Stats | None:
-    """Return the statistics by Triton's kernels, or None where they do not serve this call or this machine."""
+def _for_triton(device: torch.device) -> bool:
+    """Whether calls on a device are Triton's, if it can be had."""
+    return chosen() == "triton" or (chosen() == "auto" and device.type == "cuda")
+
+
+def _triton(inp: AttentionInputs, wants: Wants, queries: Tensor | None, work: Callable[[], Found]) -> Found | None:
+    """Return what ``work`` computes by Triton's kernels, or None where they do not serve the call or the machine."""
+    if not _for_triton(inp.q.device):
+        return None
     why = unavailable(inp.q.device)
     if why is not None:
-        if forced:
+        if chosen() == "triton":
             raise UnsupportedError(f"HEADSCOPE_KERNEL=triton: {why}")
         _tell(why)
         return None
-    from headscope.kernels.triton.compute import compute as fused
-    from headscope.kernels.triton.compute import refusal
-
-    why = refusal(inp, wants, queries)
+    why = _kernels().refusal(inp, wants, queries)
     if why is not None:
         logger.debug("not by the Triton kernels: %s", why)
         return None
     try:
-        return fused(inp, wants, queries)
+        return work()
     except Exception as error:
         why = failure(error)
         if why is None:
@@ -160,16 +154,16 @@ def step(inp: AttentionInputs, heads: Tensor) -> Tensor:
     """Return the output (B, n, 1, Dv) of some heads (n,) in a decoding step, Tq = 1, under edits.
 
     There is nothing to stream, and little to hide overhead behind: one call of the compiled kernel for one edit of
-    plain attention, the most usual case by far, and plainly otherwise.
+    plain attention, the most usual case by far; Triton's kernels on a GPU; and plainly otherwise.
     """
     kernel = library() if inp.q.device.type == "cpu" and chosen() in ("auto", "sdpa") else None
     if kernel is not None and _simple(inp):
         return compiled.step(kernel, inp, heads, inp.edits[0])
     part, dtype = inp.select(heads), accumulation_dtype(inp.q.dtype)
-    if chosen() == "triton" or (chosen() == "auto" and inp.q.device.type == "cuda"):
-        stats = _triton(part, Wants(out=True), None, forced=chosen() == "triton")
-        if stats is not None and stats.out is not None:
-            return stats.out
+    wants = Wants(out=True)
+    stats: Stats | None = _triton(part, wants, None, lambda: _kernels().compute(part, wants))
+    if stats is not None and stats.out is not None:
+        return stats.out
     working = replace(part, q=part.q.to(dtype), k=part.k.to(dtype), v=part.v.to(dtype))
     return reference.attend(working).to(inp.v.dtype)
 
@@ -210,10 +204,9 @@ def sweep_lse(inp: AttentionInputs) -> Tensor:
 def engine(device: torch.device | str | None = None) -> str:
     """Name what computes statistics on a device, the CPU by default, for provenance."""
     device = torch.device(device or "cpu")
-    kernel = chosen()
-    if kernel == "reference":
-        return kernel
-    if (kernel == "triton" or (kernel == "auto" and device.type == "cuda")) and unavailable(device) is None:
+    if chosen() == "reference":
+        return "reference"
+    if _for_triton(device) and unavailable(device) is None:
         return "triton"
     if device.type == "cpu":
         return "rows-compiled" if library() is not None else "rows-torch"

@@ -150,10 +150,10 @@ def run(model: Model, given: Inputs, capture: Sequence[ask.Request], *, logits: 
     """See ``Model.run``."""
     prepared = prepare(model, given, side)
     session = Session(model.sites, bound(capture, prepared), model.edits, prepared.contexts)
-    check_budget(model, prepared, session, logits)
     if session.backwards:
         found = _backwards(model, prepared, session, logits)
     else:
+        check_budget(model, prepared, session, logits)
         with torch.no_grad(), active(session):
             found = forward(model, prepared.tensors, logits)
     session.check_visited()
@@ -174,10 +174,14 @@ def _backwards(model: Model, prepared: Prepared, session: Session, logits: Logit
     if model.spec.unembed is None:
         raise RequestError(f"GradReceived needs a target of the logits, and {model.name} has none.")
     (target,) = targets
+    mask = prepared.tensors.get("attention_mask")
+    last = target is None and (mask is None or bool(mask[:, -1].all())) and logits in (False, "last")
+    needed: Logits = "last" if last else True
+    check_budget(model, prepared, session, needed)
     with torch.enable_grad(), active(session):
-        found = forward(model, prepared.tensors, logits=True)
+        found = forward(model, prepared.tensors, needed)
         assert found is not None
-        value = _likeliest(found, prepared.tensors.get("attention_mask")) if target is None else target(found)
+        value = _likeliest(found, mask) if target is None else target(found)
         if not isinstance(value, Tensor) or value.dim() > 1:
             raise RequestError(
                 "GradReceived(target=…): the function returns one number, or one per sample, as a tensor."
@@ -255,6 +259,8 @@ def check_budget(model: Model, prepared: Prepared, session: Session, logits: Log
     width = torch.finfo(model.dtype).bits // 8
     positions = 0 if logits is False else min(_kept(logits) or target, target)
     streams = batch * target * (4 * spec.d_model + 2 * spec.d_mlp) * width
+    if session.backwards:  # every layer's activations are kept for the way back
+        streams *= 2 * spec.n_layers
     base = batch * positions * (spec.vocab_size or 0) * 4 + streams
     lengths = {"encoder": (source, source), "cross": (target, source)}
     sized = [(c, *lengths.get(c.stack, (target, target))) for c in session.collectors]

@@ -25,9 +25,9 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is
 
 SHAPES = {128: "bfloat16", 64: "float16", 80: "bfloat16", 256: "float16"}
 """Head sizes, and the precision in which each is compiled."""
-FEW = ("plain", "all", "received", "edited two groups", "edited many groups: weighted")
+FEW = ("plain", "masses", "all", "received", "edited two groups", "edited many groups: weighted")
 """Variants that are compiled for every head size; others for the first."""
-LESS = ("lse", "entropy", "masses", "top")
+LESS = ("lse", "entropy", "top")
 """Variants that are not compiled at all: parts of ``all``."""
 WITHOUT_TENSOR_CORES = ("lookup",)
 VECTOR = 16

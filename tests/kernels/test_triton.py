@@ -21,11 +21,15 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 
 from headscope.kernels import dispatch, reference, rows  # noqa: E402
 from headscope.kernels.edits import Hide, Reweight, Shape  # noqa: E402
+from headscope.kernels.gradient import gradient_received  # noqa: E402
 from headscope.kernels.inputs import AttentionInputs  # noqa: E402
 from headscope.kernels.rows import Stats, Wants  # noqa: E402
 from headscope.kernels.rules import Floor, Redistribute, Scale, Transfer  # noqa: E402
-from headscope.kernels.triton import launch  # noqa: E402
+from headscope.kernels.triton.call import Call  # noqa: E402
 from headscope.kernels.triton.compute import compute, refusal  # noqa: E402
+from headscope.kernels.triton.plan import run  # noqa: E402
+from headscope.kernels.triton.plan_forward import plan_forward  # noqa: E402
+from headscope.kernels.triton.plan_reading import plan_received, plan_tile  # noqa: E402
 from tests.kernels.test_rows import double  # noqa: E402
 from tests.kernels.test_rows import inputs as any_inputs  # noqa: E402
 
@@ -203,9 +207,8 @@ def test_masks_of_every_kind(name, kind):
 
 
 def test_blocks_that_nobody_sees_are_not_visited():
-    inp = moved(replace(inputs(tq=256, tk=256, causal=False), mask=MASKS["window"].new_ones(1, 1, 256, 256)))
-    inp = replace(inp, mask=window(256, 40)[None, None].to(DEVICE))
-    (call, *_), _ = launch.plan_forward(inp, out=True)
+    inp = moved(replace(inputs(tq=256, tk=256, causal=False), mask=window(256, 40)[None, None]))
+    (call, *_), _ = plan_forward(inp, out=True)
     visited = call.arguments["FullCount"] + call.arguments["PartCount"]
     full = (256 // call.arguments["BLOCK_M"]) * (256 // call.arguments["BLOCK_N"])
     assert int(visited.sum()) < full
@@ -243,7 +246,7 @@ def test_edits_alone(rule, dtype):
 
 def test_one_group_takes_one_pass(monkeypatch):
     seen = []
-    monkeypatch.setattr(launch.Call, "run", lambda call, run=launch.Call.run: (seen.append(call), run(call))[1])
+    monkeypatch.setattr(Call, "run", lambda call, run=Call.run: (seen.append(call), run(call))[1])
     inp = edited(inputs(tq=150, tk=150), *RULES["scale"])
     compute(inp, Wants(out=True))
     assert len(seen) == 1
@@ -318,6 +321,21 @@ def test_beyond_the_end_is_nothing():
         assert (getattr(one, name) == getattr(two, name)).all(), name
 
 
+def test_masks_and_regions_that_were_written_into_are_read_again():
+    inp = moved(replace(inputs(tq=140, tk=140, causal=False), mask=MASKS["window"].clone()))
+    wants = asked(inp)
+    compare(inp, wants)
+    inp.mask[..., 100:] = False
+    wants.project[:, :70] = 1 - wants.project[:, :70]
+    compare(inp, wants)
+
+
+def test_it_runs_in_inference_mode():
+    with torch.inference_mode():
+        inp = moved(replace(inputs(tq=140, tk=140, causal=False), mask=MASKS["window"]))
+        compare(inp, asked(inp))
+
+
 def test_the_same_every_time():
     inp = moved(inputs(tq=150, tk=150))
     wants = asked(inp)
@@ -335,7 +353,7 @@ def test_gradient_weighted_received():
     (pattern @ v.repeat_interleave(inp.group, 1)).backward(cotangent)
     want = (pattern.detach() * pattern.grad).sum(2)
     lse = compute(inp, Wants(lse=True)).lse
-    found = launch.run(launch.plan_received(inp, lse, cotangent=cotangent.float()))
+    found = run(plan_received(inp, lse, cotangent=cotangent.float()))
     assert (found - want).abs().max() < 2e-4 * want.abs().max()
 
 
@@ -345,7 +363,7 @@ def test_rectangles_and_their_pools(bins, reduce):
     inp = moved(inputs(tq=120, tk=120))
     truth = reference.pattern(double(inp))[:, :, 17:101, 9:88]
     lse = compute(inp, Wants(lse=True)).lse
-    found = launch.run(launch.plan_tile(inp, lse, span=(17, 101), cols=(9, 88), bins=bins, reduce=reduce))
+    found = run(plan_tile(inp, lse, span=(17, 101), cols=(9, 88), bins=bins, reduce=reduce))
     if bins is None:
         assert (found - truth).abs().max() < 1e-5
         return
@@ -427,3 +445,22 @@ def test_a_kernel_that_does_not_compile_is_told_once_and_replaced(monkeypatch):
             warnings.simplefilter("error")
             dispatch.compute(inp, wants)
     assert (found.entropy - reference.entropy(double(inp))).abs().max() < 1e-5
+
+
+def test_tiles_and_gradients_have_the_same_way_out(monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    def broken(*_):
+        raise OutOfResources(300000, 200000, "shared memory")
+
+    inp = moved(inputs())
+    cotangent = torch.ones_like(inp.q)
+    with dispatch.using("triton"):
+        want = gradient_received(inp, cotangent)
+    for name in ("rectangle", "gradient_received"):
+        monkeypatch.setattr(f"headscope.kernels.triton.compute.{name}", broken)
+    monkeypatch.setattr(dispatch, "_FAILED", set())
+    with dispatch.using("triton"):
+        with pytest.warns(UserWarning, match="shared memory"):
+            assert dispatch.fused_tile(inp, (0, 5), (0, 5), None, "mean", None) is None
+        assert (gradient_received(inp, cotangent) - want).abs().max() < 1e-5

@@ -97,5 +97,5 @@ def test_only_failures_to_compile_are_taken_for_such():
 def test_why_the_kernels_are_not_to_be_had(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "GPU" in unavailable(torch.device("cpu"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("headscope.kernels.triton.installed", lambda: False)
     assert "pip install triton" in unavailable(torch.device("cuda"))

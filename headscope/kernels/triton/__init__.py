@@ -5,6 +5,7 @@ Nothing here imports Triton before a kernel is wanted.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import Literal
@@ -17,11 +18,17 @@ Kernel = Literal["auto", "triton", "sdpa", "reference"]
 
 def unavailable(device: torch.device) -> str | None:
     """Return why the kernels cannot run on tensors of a device, or None where they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not installed():
         return "Triton is not installed: pip install triton."
     if device.type == "cuda" or (device.type == "cpu" and interpreted()):
         return None
     return f"Triton's kernels need a GPU, and these tensors are on {device.type}; TRITON_INTERPRET=1 interprets them."
+
+
+@functools.cache
+def installed() -> bool:
+    """Whether Triton is there; not imported to find out."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def interpreted() -> bool:

@@ -15,6 +15,9 @@ from headscope.kernels.triton import interpreted
 PAD = 256
 """Arrays of one number per key are longer than the keys by up to this, so that kernels read whole blocks of them."""
 
+WIDTH = 16
+"""The narrowest operand of a product on tensor cores."""
+
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -50,7 +53,7 @@ def base(inp: AttentionInputs) -> dict[str, Any]:
         "heads": inp.heads,
         "GROUP": inp.group,
         "D": inp.q.shape[-1],
-        "BLOCK_D": power(inp.q.shape[-1]),
+        "BLOCK_D": power(inp.q.shape[-1], WIDTH),
         "SOFTCAP": inp.softcap is not None,
         "CAUSAL": inp.causal,
         "PRECISION": "ieee" if hip or inp.q.dtype in HALVES else "tf32x3",
@@ -118,9 +121,9 @@ def _shapes(inp: AttentionInputs, edit: Shape | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def power(n: int, least: int = 16) -> int:
+def power(n: int, least: int = 1) -> int:
     """Return the smallest power of two that is at least n, and at least ``least``."""
-    return max(least, 1 << (n - 1).bit_length())
+    return max(least, 1 << max(0, n - 1).bit_length())
 
 
 def lists(mask: Tensor, inp: AttentionInputs, block_m: int, block_n: int) -> dict[str, Any]:

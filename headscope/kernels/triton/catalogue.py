@@ -9,17 +9,9 @@ from headscope.kernels.inputs import AttentionInputs
 from headscope.kernels.triton.arguments import per_key
 from headscope.kernels.triton.call import Call
 from headscope.kernels.triton.config import assuming
-from headscope.kernels.triton.launch import (
-    PAIR,
-    Planned,
-    Weighing,
-    packed,
-    plan_forward,
-    plan_largest,
-    plan_lookup,
-    plan_received,
-    plan_tile,
-)
+from headscope.kernels.triton.plan import Planned, Weighing
+from headscope.kernels.triton.plan_forward import PAIR, packed, plan_forward
+from headscope.kernels.triton.plan_reading import plan_largest, plan_lookup, plan_received, plan_tile
 
 
 def calls(

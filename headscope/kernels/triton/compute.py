@@ -13,18 +13,9 @@ from headscope.kernels.inputs import AttentionInputs
 from headscope.kernels.rows import Stats, Wants
 from headscope.kernels.triton import edits as editing
 from headscope.kernels.triton.arguments import per_key
-from headscope.kernels.triton.launch import (
-    PAIR,
-    Pass,
-    Weighing,
-    packed,
-    plan_forward,
-    plan_largest,
-    plan_lookup,
-    plan_received,
-    plan_tile,
-    run,
-)
+from headscope.kernels.triton.plan import Weighing, run
+from headscope.kernels.triton.plan_forward import PAIR, Pass, packed, plan_forward
+from headscope.kernels.triton.plan_reading import plan_largest, plan_lookup, plan_received, plan_tile
 
 _CHANNELS = 64
 """How many per-key columns one pass takes."""

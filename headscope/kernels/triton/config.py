@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-_HALVES = (torch.float16, torch.bfloat16)
+from headscope.kernels.triton.arguments import HALVES, power
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,21 @@ class Card:
     limit: int
 
 
-_HOPPER = Card(90, 227 << 10)
-_ASSUMED: ContextVar[Card] = ContextVar("headscope_card", default=_HOPPER)
+CARDS = {
+    "cuda:80": Card(80, 163 << 10),
+    "cuda:90": Card(90, 227 << 10),
+    "cuda:100": Card(100, 227 << 10),
+    "hip:gfx942": Card(0, 64 << 10),
+}
+"""GPUs that kernels are compiled for without one."""
+
+_ASSUMED: ContextVar[str] = ContextVar("headscope_target", default="cuda:90")
 
 
 @contextmanager
 def assuming(target: str) -> Iterator[None]:
-    """Plan for a GPU that is not there, such as ``cuda:80`` or ``hip:gfx942``."""
-    kind, _, name = target.partition(":")
-    limits = {80: 163 << 10}
-    capability = int(name) if kind == "cuda" else 0
-    token = _ASSUMED.set(Card(capability, limits.get(capability, 227 << 10) if capability else 64 << 10))
+    """Plan for a GPU that is not there, one of ``CARDS``."""
+    token = _ASSUMED.set(target)
     try:
         yield
     finally:
@@ -93,7 +97,7 @@ class Shape:
     @property
     def name(self) -> str:
         """The shape class: sizes rounded up to powers of two."""
-        sizes = [_power(x) for x in (self.width, min(self.rows, 4096))]
+        sizes = [power(x) for x in (self.width, min(self.rows, 4096))]
         flags = (self.entropy, self.top, self.channels, self.pair, self.given, self.tile)
         return " ".join(str(x) for x in (str(self.dtype).removeprefix("torch."), *sizes, *(int(x) for x in flags)))
 
@@ -101,7 +105,7 @@ class Shape:
 def choose(shape: Shape, device: torch.device, measure: Callable[[Config], Any] | None = None) -> Config:
     """Return the blocks for a shape class; ``measure`` runs the kernel with some, for tuning."""
     if device.type != "cuda":
-        return usual(shape, _ASSUMED.get())
+        return usual(shape, CARDS[_ASSUMED.get()])
     here = card(device)
     if measure is None or os.environ.get("HEADSCOPE_AUTOTUNE", "0") != "1":
         return usual(shape, here)
@@ -114,10 +118,10 @@ def choose(shape: Shape, device: torch.device, measure: Callable[[Config], Any] 
 
 def usual(shape: Shape, here: Card) -> Config:
     """Return the blocks of the table: measured on H200, elsewhere the largest that spill no register."""
-    wide = _power(shape.width)
+    wide = power(shape.width)
     if shape.rows <= 16:
         return Config(16, 64 if wide <= 128 else 32, 2, 2)
-    if shape.dtype not in _HALVES:
+    if shape.dtype not in HALVES:
         return Config(64, 32, 4, 1) if wide <= 64 else Config(32, 32 if wide <= 128 else 16, 4, 1)
     if shape.tile:
         return Config(64, 64 if wide <= 128 else 32, 8 if here.capability else 4, 2 if here.capability else 1)
@@ -150,7 +154,7 @@ def candidates(shape: Shape, here: Card) -> list[Config]:
     if shape.rows <= 16:
         grid = [Config(16, n, warps, stages) for n in (32, 64, 128) for warps in (2, 4) for stages in (2, 3)]
     else:
-        rows = (64, 128) if shape.dtype in _HALVES else (32, 64)
+        rows = (64, 128) if shape.dtype in HALVES else (32, 64)
         grid = [
             Config(m, n, warps, stages)
             for m in rows for n in (32, 64, 128) for warps in (4, 8) for stages in (2, 3, 4)
@@ -161,8 +165,8 @@ def candidates(shape: Shape, here: Card) -> list[Config]:
 
 def shared(shape: Shape, config: Config) -> int:
     """Return about how many bytes of shared memory a program takes: its queries, and keys and values in flight."""
-    size = 2 if shape.dtype in _HALVES else 4
-    wide = _power(shape.width)
+    size = 2 if shape.dtype in HALVES else 4
+    wide = power(shape.width)
     return size * (config.m * wide + config.stages * config.n * (2 * wide + shape.channels))
 
 
@@ -211,7 +215,3 @@ def _path(device: torch.device) -> Path:
     folder = Path(os.environ.get("HEADSCOPE_CACHE") or platformdirs.user_cache_dir("headscope")) / "kernels"
     card = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
     return folder / f"triton-{triton.__version__}-{card}.json"
-
-
-def _power(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()

@@ -10,7 +10,7 @@ from torch import Tensor
 from headscope.kernels.edits import Reweight
 from headscope.kernels.inputs import AttentionInputs
 from headscope.kernels.triton.arguments import per_key
-from headscope.kernels.triton.launch import Weighing
+from headscope.kernels.triton.plan import Weighing
 
 MOST = 16
 """How many groups of keys, those of all edits together, the kernels know."""

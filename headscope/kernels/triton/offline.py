@@ -22,8 +22,9 @@ from headscope.errors import HeadscopeError
 from headscope.kernels.triton import assembly
 from headscope.kernels.triton.assembly import Flow, Instruction
 from headscope.kernels.triton.call import Call
+from headscope.kernels.triton.config import CARDS
 
-SHARED_LIMIT = {"cuda:80": 163 << 10, "cuda:90": 227 << 10, "cuda:100": 227 << 10, "hip:gfx942": 64 << 10}
+SHARED_LIMIT = {target: card.limit for target, card in CARDS.items()}
 """Shared memory that one program may have, in bytes."""
 TARGETS = tuple(SHARED_LIMIT)
 
