@@ -89,9 +89,11 @@ def load(
     if backend != "transformers":
         raise ModelError(f"There is no backend {backend!r}.{nearest(backend, ['transformers'])}")
     from headscope.attention import engine  # noqa: F401 - registers the attention function
+    from headscope.kernels import dispatch
     from headscope.models.model import Model
 
     where = _device(device)
+    dispatch.chosen()  # a kernel that there is not is told before seconds of loading
     hf: Any = _built(source)
     if hf is not None:
         origin = Source(Path(), *_names(hf), revision)

@@ -10,6 +10,8 @@ import torch
 from headscope.kernels import dispatch
 from headscope.kernels.triton import config, failure, unavailable
 from headscope.kernels.triton.config import Card, Config, Shape
+from headscope.models.load import load
+from headscope.models.tiny import tiny
 
 CARDS = [Card(80, 163 << 10), Card(90, 227 << 10), Card(100, 227 << 10), Card(0, 64 << 10)]
 SHAPES = [
@@ -84,6 +86,8 @@ def test_a_kernel_of_another_name_is_refused(monkeypatch):
     monkeypatch.setenv("HEADSCOPE_KERNEL", "flash")
     with pytest.raises(dispatch.RequestError, match="auto, triton, sdpa, reference"):
         dispatch.chosen()
+    with pytest.raises(dispatch.RequestError, match=r"^There is no kernel 'flash'"):
+        load(tiny("llama"))
 
 
 def test_only_failures_to_compile_are_taken_for_such():
