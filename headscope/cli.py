@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from headscope import __version__
+from headscope.app.command import app as workbench
 from headscope.commands.bench import bench
 from headscope.commands.compare import compare
 from headscope.commands.evaluate import evaluate
@@ -47,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Begin with:  headscope models fetch smollm2-135m  and  headscope rank retrieval sinks induction",
 )
+app.command("app")(workbench)
 app.command()(rank)
 app.command()(compare)
 app.command()(steer)

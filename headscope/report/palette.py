@@ -88,10 +88,19 @@ def dark_of() -> dict[str, str]:
 
 
 def css() -> str:
-    """Write both palettes as custom properties of a style sheet."""
+    """Write both palettes as custom properties of a style sheet; the reader's system chooses."""
+    light, dark = _properties()
+    return f":root{{color-scheme:light dark;{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+
+
+def css_of_scheme() -> str:
+    """Write both palettes as custom properties; the page chooses, by the attribute that Mantine sets."""
+    light, dark = _properties()
+    return f':root{{color-scheme:light;{light}}}:root[data-mantine-color-scheme="dark"]{{color-scheme:dark;{dark}}}'
+
+
+def _properties() -> tuple[str, str]:
     light, dark = ("".join(f"--{name}:{colour};" for name, colour in colours.items()) for colours in (LIGHT, DARK))
-    ramps = [",".join(colours) for colours in (RAMP_LIGHT, RAMP_DARK)]
-    return (
-        f":root{{color-scheme:light dark;{light}--ramp:{ramps[0]}}}"
-        f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}--ramp:{ramps[1]}}}}}"
-    )
+    sequential = [f"--ramp:{','.join(colours)};" for colours in (RAMP_LIGHT, RAMP_DARK)]
+    diverging = [f"--diverging:{','.join(colours)};" for colours in (DIVERGING_LIGHT, DIVERGING_DARK)]
+    return light + sequential[0] + diverging[0], dark + sequential[1] + diverging[1]

@@ -1,0 +1,1 @@
+"""The application: attention from the whole context down to one token, in a browser."""

@@ -1,0 +1,113 @@
+"""Put the application together, and serve it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+import dash
+from dash import Dash
+
+from headscope.app.api import blueprint
+from headscope.app.components.shell import shell
+from headscope.app.desk import Desk
+from headscope.app.page import find_pages
+from headscope.app.safety import protect
+from headscope.app.settings import Settings
+from headscope.errors import RequestError
+
+THREADS = 8
+"""Requests that are answered at once; long work has threads of its own."""
+
+_INDEX = """<!DOCTYPE html>
+<html lang="en">
+<head>
+{%metas%}
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{%title%}</title>
+{%favicon%}
+{%css%}
+<script src="/assets/scheme.js"></script>
+</head>
+<body>
+{%app_entry%}
+<footer>
+{%config%}
+{%scripts%}
+{%renderer%}
+</footer>
+</body>
+</html>"""
+
+
+def create(settings: Settings) -> tuple[Dash, Desk]:
+    """Return the application, and the desk that its pages share; nothing is loaded yet."""
+    desk = Desk(settings)
+    app = Dash(
+        "headscope",
+        title="headscope",
+        update_title="",
+        assets_folder=str(files("headscope.app") / "assets"),
+        assets_ignore=r"(scheme|login)\..*",
+        use_pages=True,
+        pages_folder="",
+        suppress_callback_exceptions=True,
+        background_callback_manager=desk.jobs,
+        external_stylesheets=["/view/palette.css", "/view/view.css"],
+        external_scripts=["/view/view.js"],
+        index_string=_INDEX,
+        serve_locally=True,
+        add_log_handler=False,
+        enable_mcp=False,
+        include_pages_meta=False,
+    )
+    pages = find_pages()
+    dash.page_registry.clear()
+    for page in pages:
+        dash.register_page(
+            page.layout.__module__,
+            path=page.path,
+            name=page.name,
+            order=page.order,
+            title=page.name if page.path != "/" else "headscope",
+            description=page.about,
+            layout=partial(page.layout, desk),
+        )
+        page.callbacks(app, desk)
+    app.layout = partial(shell, pages)
+    app.server.register_blueprint(blueprint(desk))
+    protect(app.server, settings, app.csp_hashes)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    return app, desk
+
+
+class Server:
+    """An application that listens; ``url`` is where."""
+
+    def __init__(self, app: Dash, settings: Settings) -> None:
+        from waitress import create_server
+
+        try:
+            self._server: Any = create_server(
+                app.server,
+                host=settings.host,
+                port=settings.port,
+                threads=THREADS,
+                ident="headscope",
+                clear_untrusted_proxy_headers=True,
+                max_request_body_size=2 * settings.upload_bytes,
+            )
+        except (OSError, socket.gaierror) as error:
+            raise RequestError(
+                f"Cannot listen on {settings.host}, port {settings.port} ({error.strerror or error}). Choose another "
+                "with --port, or --port 0 for any free one."
+            ) from error
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.url = f"http://{host}:{self._server.effective_port}/"
+
+    def run(self) -> None:
+        """Answer until interrupted."""
+        self._server.run()
