@@ -41,13 +41,13 @@ $(VENV)/.test: $(CONFIG) | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[test]'
 	touch $@ $(VENV)/.core
 
-# The tests of the report look at it in a real browser.
+# The tests of the report and of the application look at them in a real browser.
 browser:
 	@if ! command -v chromium chromium-browser google-chrome >/dev/null; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
 		else \
-			echo "No Chromium found; the tests of the report need one: sudo apt-get install chromium" >&2; exit 1; \
+			echo "No Chromium found; the tests of pages need one: sudo apt-get install chromium" >&2; exit 1; \
 		fi; \
 	fi
 

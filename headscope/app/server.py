@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -90,24 +89,46 @@ class Server:
     def __init__(self, app: Dash, settings: Settings) -> None:
         from waitress import create_server
 
+        # One address: with port 0 the two of "localhost" would get different ports.
+        host = "127.0.0.1" if settings.host == "localhost" else settings.host
+        self._sockets: dict[int, Any] = {}
         try:
             self._server: Any = create_server(
                 app.server,
-                host=settings.host,
+                map=self._sockets,
+                host=host,
                 port=settings.port,
                 threads=THREADS,
                 ident="headscope",
                 clear_untrusted_proxy_headers=True,
                 max_request_body_size=2 * settings.upload_bytes,
             )
-        except (OSError, socket.gaierror) as error:
+        except (OSError, ValueError) as error:
             raise RequestError(
-                f"Cannot listen on {settings.host}, port {settings.port} ({error.strerror or error}). Choose another "
+                f"Cannot listen on {settings.host}, port {settings.port} "
+                f"({getattr(error, 'strerror', None) or error}). Choose another "
                 "with --port, or --port 0 for any free one."
             ) from error
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.url = f"http://{host}:{self._server.effective_port}/"
+        # A name of several addresses has several sockets.
+        listen = getattr(self._server, "effective_listen", None)
+        port = listen[0][1] if listen else self._server.effective_port
+        name = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.url = f"http://{name}:{port}/"
 
     def run(self) -> None:
-        """Answer until interrupted."""
-        self._server.run()
+        """Answer until interrupted, or closed."""
+        try:
+            self._server.run()
+        finally:
+            self._server.task_dispatcher.shutdown()
+
+    def close(self) -> None:
+        """Listen no more, from another thread; ``run`` returns."""
+        from waitress import wasyncore
+        from waitress.trigger import trigger
+
+        for found in list(self._sockets.values()):
+            if isinstance(found, trigger):
+                # Inside the loop: a socket must not vanish while it is waited for.
+                found.pull_trigger(lambda: wasyncore.close_all(self._sockets))
+                return
