@@ -121,17 +121,17 @@ def takes_region(name: str) -> bool:
 
 def heads_of(text: str, model: Any, top: int | None = None) -> Heads:
     """Read heads: ``all``, pairs such as ``18.6,23.2`` (or ``L18H6``; ``5.*`` is a layer, ``8-20.*`` are
-    some), or a file of scores.
+    some), or a file: a head set, or scores.
 
     Parameters
     ----------
     top
-        Of a file: the best ``top`` heads; by default those that it selects.
+        Of a file: the best ``top`` heads; by default the whole set, or those that the scores select.
 
     Raises
     ------
     RequestError
-        If a file holds scores of another model, or selects no head and ``top`` is not given.
+        If a file is of another model, or its scores select no head and ``top`` is not given.
     """
     text = text.strip()
     if text.lower() == "all":
@@ -141,19 +141,10 @@ def heads_of(text: str, model: Any, top: int | None = None) -> Heads:
     if parts and all(found):
         return _pairs([match.groups() for match in found if match], model)
     if Path(text).suffix not in (".parquet", ".json", ".csv"):
-        raise RequestError(f"--heads {text!r} is neither 'all', nor heads such as 18.6,23.2, nor a file of scores.")
-    from headscope.probes.scores import HeadScores
+        raise RequestError(f"--heads {text!r} is neither 'all', nor heads such as 18.6,23.2, nor a file of heads.")
+    from headscope.probes.head_sets import read_heads
 
-    scores = HeadScores.load(text)
-    made_for = scores.provenance.get("model", {})
-    if made_for.get("fingerprint", model.fingerprint) != model.fingerprint:
-        raise RequestError(
-            f"{text} ranks the heads of {made_for.get('name')!r}, whose weights differ from those of {model.name!r}."
-        )
-    chosen = scores.selected if top is None else scores.top(top)
-    if not chosen:
-        raise RequestError(f"{text} selects no head: say how many of the best to take with --top.")
-    return tuple(chosen)
+    return read_heads(text, model, top)
 
 
 def read(text: str, kind: Any, where: str) -> Any:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headscope.probes.claims import with_claims as with_claims
     from headscope.probes.dormancy import active_dormant as active_dormant
     from headscope.probes.examples import explain as explain
+    from headscope.probes.head_sets import HeadSet as HeadSet
     from headscope.probes.knowledge import knowledge_task as knowledge_task
     from headscope.probes.patterns import DuplicateTokenHeads as DuplicateTokenHeads
     from headscope.probes.patterns import EchoHeads as EchoHeads
@@ -41,6 +42,7 @@ _NAMES = {
     "claims": ("retrieval_claims", "with_claims"),
     "dormancy": ("active_dormant",),
     "examples": ("explain",),
+    "head_sets": ("HeadSet",),
     "knowledge": ("knowledge_task",),
     "patterns": ("DuplicateTokenHeads", "EchoHeads", "InductionHeads", "PreviousTokenHeads"),
     "retrieval": ("RetrievalHeads",),
