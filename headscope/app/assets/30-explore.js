@@ -1,0 +1,231 @@
+// Explore: asks for runs, mounts the viewer on them, and keeps the address and the view in step.
+(() => {
+  "use strict";
+
+  const PATH = "/explore";
+  const LAST = "headscope-explore-last"; // the run of this tab that is shown when one comes back
+  const element = (part) => document.getElementById(`explore-${part}`);
+  const set = (part, properties) => dash_clientside.set_props(`explore-${part}`, properties);
+
+  let now = null; // what is shown: {run, viewer, root, data}
+  let writing = null; // timer of the address
+
+  // -- address -----------------------------------------------------------------------------------------------------
+
+  function address(run, state) {
+    const query = state ? Headscope.toQuery(state).replace(/^[?&]/, "") : "";
+    return run ? `${PATH}?run=${run}${query ? `&${query}` : ""}` : PATH;
+  }
+
+  const runOf = () => new URLSearchParams(location.search).get("run");
+
+  function stateOf() {
+    const query = new URLSearchParams(location.search);
+    query.delete("run");
+    return Headscope.fromQuery(query.toString());
+  }
+
+  function write(state) {
+    // Browsers limit how often an address may change.
+    clearTimeout(writing);
+    const run = now?.run;
+    writing = setTimeout(() => {
+      if (now && now.run === run && location.pathname === PATH) history.replaceState(history.state, "", address(run, state));
+    }, 200);
+  }
+
+  function remember(run) {
+    try {
+      run ? sessionStorage.setItem(LAST, run) : sessionStorage.removeItem(LAST);
+    } catch {
+      /* storage is off */
+    }
+  }
+
+  function remembered() {
+    try {
+      return sessionStorage.getItem(LAST);
+    } catch {
+      return null;
+    }
+  }
+
+  // -- the view ----------------------------------------------------------------------------------------------------
+
+  function source(run, rankings) {
+    const base = Headscope.http(`/api/run/${run}`);
+    const watched = Object.create(base);
+    for (const method of ["stat", "thumbs", "tile", "row", "column", "neuron"]) {
+      watched[method] = async (...asked) => {
+        try {
+          return await base[method](...asked);
+        } catch (error) {
+          if (error?.status === 410) again(run);
+          throw error;
+        }
+      };
+    }
+    watched.meta = async () => {
+      const meta = await base.meta();
+      return { ...meta, stats: [...meta.stats, ...(rankings || [])] };
+    };
+    return watched;
+  }
+
+  /** The run left the server's memory while it was looked at: make it again, once. */
+  function again(run) {
+    if (now?.run !== run || now.asked) return;
+    now.asked = true;
+    ask({ run });
+  }
+
+  function ask(what) {
+    set("ask", { data: { ...what, at: Date.now() } });
+  }
+
+  function unmount() {
+    clearTimeout(writing);
+    now?.viewer.destroy();
+    now = null;
+  }
+
+  function mount(data, state) {
+    const root = element("view");
+    if (now && now.run === data.run && now.root === root && !now.asked) {
+      now.data = data;
+      if (state) now.viewer.setState(state);
+      return;
+    }
+    unmount();
+    root.replaceChildren();
+    const viewer = Headscope.mount(root, source(data.run, data.rankings), { state: state || {}, onState: write, theme: "auto" });
+    now = { run: data.run, viewer, root, data, asked: false };
+  }
+
+  /** With a view the prompt is one line; it opens again to be changed. */
+  function fold(folded) {
+    const there = Boolean(now || element("bar").dataset.run);
+    set("prompt", { hidden: folded && there });
+    set("bar", { hidden: !there });
+    const button = element("edit");
+    button.textContent = folded ? "Edit prompt" : "Fold prompt";
+    button.setAttribute("aria-expanded", String(!folded));
+    button.setAttribute("aria-controls", "explore-prompt");
+    document.querySelector(".explore").classList.toggle("is-viewing", there);
+  }
+
+  function done(text) {
+    const place = element("done");
+    place.textContent = text;
+    clearTimeout(place.timer);
+    place.timer = setTimeout(() => { place.textContent = ""; }, 2500);
+  }
+
+  async function copy(text, said) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Pages that are not served from this machine, nor over TLS, have no clipboard.
+      const area = document.createElement("textarea");
+      area.value = text;
+      area.className = "unseen";
+      document.body.append(area);
+      area.select();
+      const copied = document.execCommand("copy");
+      area.remove();
+      if (!copied) return done("The browser did not let this page copy.");
+    }
+    return done(said);
+  }
+
+  const carried = ({ layer, head, stat, reduce, scale, thumbs }) => ({ layer, head, stat, reduce, scale, thumbs });
+
+  // -- callbacks ---------------------------------------------------------------------------------------------------
+
+  const nothing = undefined;
+
+  window.dash_clientside = Object.assign({}, window.dash_clientside, {
+    headscope_explore: {
+      /** The page is there: show the run of the address, or the tab's last one. */
+      start(begin) {
+        if (now && now.root !== element("view")) unmount();
+        if (!begin) return nothing;
+        if (begin.run) ask({ run: begin.run });
+        else if (begin.state === "none" && remembered()) ask({ run: remembered(), only_kept: true });
+        return nothing;
+      },
+      run(clicks, recipe) {
+        if (clicks) ask({ recipe });
+        return nothing;
+      },
+      /** A run is there: show it. */
+      ran(data) {
+        if (!data || !element("view")) return nothing;
+        const here = runOf() === data.run;
+        const before = now && now.data.recipe.model === data.recipe.model ? carried(now.viewer.getState()) : {};
+        if (!here) {
+          const next = address(data.run, before);
+          runOf() || now ? history.pushState(null, "", next) : history.replaceState(null, "", next);
+        }
+        mount(data, here ? stateOf() : before);
+        const editor = window.headscopePrompt.get("explore");
+        if (data.by === "run" && editor && editor.base !== data.run) editor.fill(data.recipe, data.run);
+        else if (editor) editor.fill(null, data.run);
+        element("bar").dataset.run = data.run;
+        element("steer").href = `/steer?run=${data.run}`;
+        element("more").hidden = data.room <= 0;
+        remember(data.run);
+        fold(true);
+        set("again", { data: Date.now() });
+        return nothing;
+      },
+      edit(clicks) {
+        if (!clicks) return nothing;
+        const folded = element("prompt").hidden;
+        fold(!folded);
+        if (folded) requestAnimationFrame(() => document.getElementById("explore-text")?.focus());
+        return nothing;
+      },
+      more(clicks) {
+        if (!clicks || !now) return nothing;
+        const { recipe, room } = now.data;
+        ask({ recipe: { ...recipe, new_tokens: recipe.new_tokens + Math.min(16, room) } });
+        return nothing;
+      },
+      share(clicks) {
+        if (clicks && now) copy(location.origin + address(now.run, now.viewer.getState()), "Link copied");
+        return nothing;
+      },
+      cell(clicks) {
+        if (clicks && now) copy(now.data.cell, "Cell copied");
+        return nothing;
+      },
+    },
+  });
+
+  // -- back and forward: within this page without laying it out anew -----------------------------------------------
+
+  function follow(event) {
+    if (location.pathname !== PATH || !element("view")) return;
+    event.stopImmediatePropagation();
+    const run = runOf();
+    if (run && run === now?.run) now.viewer.setState(stateOf());
+    else if (run) ask({ run });
+    else {
+      unmount();
+      element("view").replaceChildren();
+      delete element("bar").dataset.run;
+      remember(null);
+      fold(false);
+    }
+  }
+  addEventListener("popstate", follow);
+  addEventListener("_dashprivate_pushstate", follow);
+
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && event.target.id === "explore-text" && now) {
+      fold(true);
+      now.root.querySelector("[tabindex], button")?.focus();
+    }
+  });
+})();

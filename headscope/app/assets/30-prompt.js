@@ -1,0 +1,619 @@
+// The prompt's editor: a text area with marked regions. Regions are [name, start, end] in UTF-16 units here, and in
+// characters (code points) in every recipe that leaves. A backdrop behind the text area, of the same type and width,
+// shows the marks and gives the area its height.
+(() => {
+  "use strict";
+
+  const SUGGESTED = ["region", "needle", "question", "answer", "context", "instruction", "document"];
+  const RESERVED = ["all", "bos", "generated", "last", "rest", "system"];
+  const COLOURS = 6;
+  const WAIT = 250; // ms after the last key until the recipe leaves
+  const PLAIN_FROM = 300000; // characters from which marks are listed only, not drawn behind the text
+  const SNAPSHOTS = 60;
+
+  // -- pure functions --------------------------------------------------------------------------------------------
+
+  /** Where two texts differ, as {at, removed, inserted}; `caret` is where typing ended and settles what is ambiguous. */
+  function difference(before, after, caret) {
+    const shorter = Math.min(before.length, after.length);
+    let tail = 0;
+    const most = caret === undefined ? shorter : Math.min(shorter, after.length - caret);
+    while (tail < most && before.charCodeAt(before.length - 1 - tail) === after.charCodeAt(after.length - 1 - tail)) tail++;
+    let head = 0;
+    const left = shorter - tail;
+    while (head < left && before.charCodeAt(head) === after.charCodeAt(head)) head++;
+    if (caret !== undefined && tail < most) return difference(before, after); // the caret told nothing: an undo, say
+    return { at: head, removed: before.length - head - tail, inserted: after.length - head - tail };
+  }
+
+  /** Regions after an edit: those behind it move, those around it grow or shrink, those inside it leave. */
+  function shifted(regions, { at, removed, inserted }) {
+    const end = at + removed;
+    const by = inserted - removed;
+    const kept = [];
+    for (const [name, from, to] of regions) {
+      if (to <= at) kept.push([name, from, to]);
+      else if (from >= end) kept.push([name, from + by, to + by]);
+      else if (from < at && to > end) kept.push([name, from, to + by]);
+      else if (from < at) kept.push([name, from, at]);
+      else if (to > end) kept.push([name, at + inserted, to + by]);
+    }
+    return kept;
+  }
+
+  /** Add a span; spans of one name that touch become one. */
+  function marked(regions, name, from, to) {
+    const others = [];
+    for (const region of regions) {
+      if (region[0] === name && region[1] <= to && region[2] >= from) {
+        from = Math.min(from, region[1]);
+        to = Math.max(to, region[2]);
+      } else others.push(region);
+    }
+    return [...others, [name, from, to]];
+  }
+
+  /** Without white space at the edges, unless there is nothing else. */
+  function trimmed(text, from, to) {
+    const piece = text.slice(from, to);
+    if (!piece.trim()) return [from, to];
+    return [from + piece.length - piece.trimStart().length, to - piece.length + piece.trimEnd().length];
+  }
+
+  const HIGH = /[\ud800-\udbff]/;
+
+  /** Regions with every offset put through `convert`, which sees them in ascending order. */
+  function converted(regions, convert) {
+    const offsets = [...new Set(regions.flatMap((region) => [region[1], region[2]]))].sort((a, b) => a - b);
+    const map = new Map(convert(offsets));
+    return regions.map(([name, from, to]) => [name, map.get(from), map.get(to)]);
+  }
+
+  /** UTF-16 units to characters, as Python counts them. */
+  function toPoints(text, regions) {
+    if (!HIGH.test(text)) return regions;
+    return converted(regions, (offsets) => {
+      let unit = 0;
+      let point = 0;
+      return offsets.map((offset) => {
+        for (; unit < offset; point++) unit += text.codePointAt(unit) > 0xffff ? 2 : 1;
+        return [offset, point];
+      });
+    });
+  }
+
+  /** Characters to UTF-16 units. */
+  function toUnits(text, regions) {
+    if (!HIGH.test(text)) return regions;
+    return converted(regions, (offsets) => {
+      let unit = 0;
+      let point = 0;
+      return offsets.map((offset) => {
+        for (; point < offset && unit < text.length; point++) unit += text.codePointAt(unit) > 0xffff ? 2 : 1;
+        return [offset, unit];
+      });
+    });
+  }
+
+  /** A name that templates, addresses and Python can have. */
+  function tidyName(name) {
+    let tidy = name.trim().replace(/[^\p{L}\p{N}_]+/gu, "_").replace(/^_+|_+$/g, "").slice(0, 32);
+    if (/^\p{N}/u.test(tidy)) tidy = `r${tidy}`;
+    return tidy;
+  }
+
+  /** Places of `needle` in `text`, case ignored where lower case keeps the length. */
+  function places(text, needle, most = 500) {
+    if (!needle) return [];
+    const fold = text.toLowerCase().length === text.length;
+    const [where, what] = fold ? [text.toLowerCase(), needle.toLowerCase()] : [text, needle];
+    const found = [];
+    for (let at = where.indexOf(what); at >= 0 && found.length < most; at = where.indexOf(what, at + what.length)) {
+      found.push([at, at + what.length]);
+    }
+    return found;
+  }
+
+  /** Cut `text` where a mark or a match begins or ends: [from, to, name or null, matched]. */
+  function segments(text, regions, matches) {
+    const cuts = new Set([0, text.length]);
+    for (const [, from, to] of regions) cuts.add(from).add(to);
+    for (const [from, to] of matches) cuts.add(from).add(to);
+    const sorted = [...cuts].sort((a, b) => a - b);
+    const out = [];
+    for (let i = 0; i + 1 < sorted.length; i++) {
+      const [from, to] = [sorted[i], sorted[i + 1]];
+      // The shortest lies on top: an answer inside its needle stays visible.
+      const around = regions.filter((region) => region[1] <= from && region[2] >= to);
+      around.sort((a, b) => a[2] - a[1] - (b[2] - b[1]));
+      const matched = matches.some(([start, end]) => start <= from && end >= to);
+      out.push([from, to, around.length ? around[0][0] : null, matched]);
+    }
+    return out;
+  }
+
+  /** Names in the order of their first place in the text. */
+  function namesOf(regions) {
+    return [...new Set([...regions].sort((a, b) => a[1] - b[1] || b[2] - a[2]).map((region) => region[0]))];
+  }
+
+  const shown = (number) => number.toLocaleString("en");
+
+  // -- the editor ------------------------------------------------------------------------------------------------
+
+  function make(tag, properties = {}, children = []) {
+    const node = document.createElement(tag);
+    for (const [key, value] of Object.entries(properties)) {
+      if (key === "class") node.className = value;
+      else if (key === "data") Object.assign(node.dataset, value);
+      else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+      else if (key in node && !key.startsWith("aria")) node[key] = value;
+      else node.setAttribute(key, value);
+    }
+    node.append(...children);
+    return node;
+  }
+
+  class Editor {
+    constructor(root, name, limit) {
+      Object.assign(this, { root, name, limit, regions: [], text: "", settings: {}, base: "", history: [], matches: [] });
+      this.colours = new Map();
+      this.counts = null;
+      this.build();
+      this.onSelection = () => this.selectionChanged();
+      document.addEventListener("selectionchange", this.onSelection);
+    }
+
+    build() {
+      const { name } = this;
+      this.area = make("textarea", {
+        id: `${name}-text`, class: "prompt-text", spellcheck: false, maxLength: this.limit, rows: 1,
+        placeholder: "Type or paste a prompt, drop a text file here, or begin with an example.",
+        "aria-describedby": `${name}-status`, autocomplete: "off",
+        oninput: (event) => this.edited(event),
+        onkeydown: (event) => this.key(event),
+        onblur: () => this.flush(),
+      });
+      this.backdrop = make("div", { class: "prompt-backdrop", "aria-hidden": "true" });
+      this.sheet = make("div", {
+        class: "prompt-sheet", ondragover: (event) => this.over(event), ondragleave: () => this.sheet.classList.remove("is-over"),
+        ondrop: (event) => this.dropped(event),
+      }, [make("div", { class: "prompt-stack" }, [this.backdrop, this.area])]);
+      this.status = make("div", { id: `${name}-status`, class: "prompt-status" });
+      this.live = make("div", { class: "prompt-live", role: "status" });
+      this.mono = make("input", { type: "checkbox", id: `${name}-mono`, onchange: () => this.monospace(this.mono.checked) });
+      this.markName = make("input", {
+        id: `${name}-mark-name`, class: "prompt-input", value: "region", maxLength: 32, autocomplete: "off",
+        onkeydown: (event) => event.key === "Enter" && (event.preventDefault(), this.mark()),
+      });
+      this.markName.setAttribute("list", `${name}-mark-names`);
+      this.markButton = make("button", {
+        type: "button", class: "prompt-button", id: `${name}-mark`, "aria-keyshortcuts": "Alt+M",
+        title: "Mark the selected text (Alt+M)", onclick: () => this.mark(),
+        onmousedown: (event) => event.preventDefault(), // the selection stays
+      }, ["Mark selection"]);
+      this.find = make("input", {
+        id: `${name}-find`, type: "search", class: "prompt-input", placeholder: "text", autocomplete: "off",
+        oninput: () => this.search(),
+        onkeydown: (event) => {
+          if (event.key === "Enter") (event.preventDefault(), this.markFound(event.shiftKey));
+          if (event.key === "Escape") (this.find.value = "", this.search());
+        },
+      });
+      this.findAll = make("button", { type: "button", class: "prompt-button", id: `${name}-find-all`, disabled: true, onclick: () => this.markFound(true) }, ["Mark all"]);
+      this.findNext = make("button", { type: "button", class: "prompt-button", id: `${name}-find-next`, disabled: true, onclick: () => this.markFound(false) }, ["Mark"]);
+      this.found = make("span", { class: "prompt-found", role: "status" });
+      this.chips = make("ul", { class: "prompt-chips", "aria-label": "Marked regions" });
+      this.file = make("input", { type: "file", accept: ".txt,.md,.json", hidden: true, id: `${name}-file`, "aria-label": "Text file", onchange: () => this.takeFile(this.file.files[0]) });
+      const names = make("datalist", { id: `${name}-mark-names` }, SUGGESTED.map((value) => make("option", { value })));
+      const tools = make("div", { class: "prompt-tools" }, [
+        make("span", { class: "prompt-tool" }, [this.markButton, make("label", { htmlFor: `${name}-mark-name` }, ["as"]), this.markName, names]),
+        make("span", { class: "prompt-tool" }, [make("label", { htmlFor: `${name}-find` }, ["Find"]), this.find, this.findNext, this.findAll, this.found]),
+      ]);
+      const foot = make("div", { class: "prompt-foot" }, [
+        this.status,
+        make("label", { class: "prompt-mono" }, [this.mono, " Monospace"]),
+      ]);
+      this.root.replaceChildren(this.sheet, foot, tools, this.chips, this.live, this.file);
+      this.monospace(store.get("mono") === true);
+    }
+
+    destroy() {
+      document.removeEventListener("selectionchange", this.onSelection);
+      clearTimeout(this.timer);
+    }
+
+    // -- text ----------------------------------------------------------------------------------------------------
+
+    edited(event) {
+      const text = this.area.value;
+      const undo = /^history/.test(event.inputType || "");
+      const known = undo && this.history.find((past) => past.text === text);
+      this.remember();
+      this.regions = known ? known.regions : shifted(this.regions, difference(this.text, text, undo ? undefined : this.area.selectionEnd));
+      this.text = text;
+      this.counts = null;
+      this.draw();
+      this.later();
+    }
+
+    remember() {
+      if (this.text.length > 50000) return;
+      this.history.push({ text: this.text, regions: this.regions });
+      if (this.history.length > SNAPSHOTS) this.history.shift();
+    }
+
+    fill(fields, base) {
+      if (fields) {
+        const { text, regions, ...settings } = fields;
+        if (text !== undefined) {
+          this.remember();
+          this.text = text;
+          this.area.value = text;
+          this.text = this.area.value; // as the browser keeps it
+          this.regions = toUnits(this.text, (regions || []).map((region) => [...region])).filter(([, from, to]) => from < to && to <= this.text.length);
+          this.counts = null;
+          this.sheet.scrollTop = 0;
+        }
+        this.settings = { ...this.settings, ...settings };
+        this.showSettings();
+      }
+      if (base !== undefined && base !== null) this.base = base;
+      this.search();
+      this.send();
+    }
+
+    showSettings() {
+      const { model, chat, system, new_tokens: fresh, edit } = this.settings;
+      const set = (part, value) => document.getElementById(`${this.name}-${part}`) && dash_clientside.set_props(`${this.name}-${part}`, { value });
+      if (model !== undefined) set("model", model);
+      if (chat !== undefined) set("chat", chat ? "chat" : "plain");
+      if (system !== undefined) set("system", system || "");
+      if (fresh !== undefined) set("new", fresh);
+      if (edit !== undefined) set("edit", edit);
+    }
+
+    recipe() {
+      const { model, chat, system, new_tokens: fresh, edit } = this.settings;
+      return {
+        model: model || "", text: this.text, chat: Boolean(chat), system: (chat && system) || null,
+        regions: toPoints(this.text, this.regions), new_tokens: Number(fresh) || 0, edit: edit || null,
+      };
+    }
+
+    later() {
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.send(), this.text.length > PLAIN_FROM ? 4 * WAIT : WAIT);
+    }
+
+    flush() {
+      if (this.timer) this.send();
+    }
+
+    send() {
+      clearTimeout(this.timer);
+      this.timer = null;
+      const recipe = this.recipe();
+      const written = JSON.stringify(recipe);
+      store.set(this.name, { recipe, base: this.base });
+      if (written === this.sent) return;
+      this.sent = written;
+      dash_clientside.set_props(`${this.name}-recipe`, { data: recipe });
+    }
+
+    // -- regions -------------------------------------------------------------------------------------------------
+
+    mark(span) {
+      const name = tidyName(this.markName.value) || "region";
+      if (RESERVED.includes(name)) return this.say(`“${name}” has a meaning of its own. Choose another name.`, true);
+      let [from, to] = span || [this.area.selectionStart, this.area.selectionEnd];
+      if (from === to) return this.say("Select some text first, then mark it.", true);
+      [from, to] = trimmed(this.text, from, to);
+      this.remember();
+      this.regions = marked(this.regions, name, from, to);
+      this.markName.value = name;
+      this.counts = null;
+      this.draw();
+      this.send();
+      this.say(`Marked “${this.text.slice(from, to).slice(0, 40)}” as ${name}.`);
+    }
+
+    rename(old, wanted) {
+      const name = tidyName(wanted);
+      if (!name || name === old) return this.draw();
+      if (RESERVED.includes(name)) return (this.draw(), this.say(`“${name}” has a meaning of its own. Choose another name.`, true));
+      const moved = this.regions.filter((region) => region[0] === old);
+      if (!this.colours.has(name)) this.colours.set(name, this.colours.get(old));
+      let regions = this.regions.filter((region) => region[0] !== old);
+      for (const [, from, to] of moved) regions = marked(regions, name, from, to);
+      this.regions = regions;
+      this.counts = null;
+      this.draw();
+      this.send();
+      this.say(`${old} is called ${name} now.`);
+    }
+
+    remove(name) {
+      this.remember();
+      this.regions = this.regions.filter((region) => region[0] !== name);
+      this.colours.delete(name);
+      this.draw();
+      this.send();
+      this.say(`${name} is marked no more.`);
+      this.area.focus({ preventScroll: true });
+    }
+
+    select(from, to) {
+      this.area.focus({ preventScroll: true });
+      this.area.setSelectionRange(from, to);
+      const mark = [...this.backdrop.querySelectorAll("[data-from]")].find((node) => Number(node.dataset.from) >= from);
+      if (mark) this.sheet.scrollTop = Math.max(0, mark.offsetTop - this.sheet.clientHeight / 3);
+    }
+
+    selectionChanged() {
+      const { area } = this;
+      const some = area.selectionStart !== area.selectionEnd;
+      this.markButton.classList.toggle("is-ready", some);
+      this.markButton.setAttribute("aria-disabled", String(!some));
+    }
+
+    search() {
+      this.matches = places(this.text, this.find.value);
+      const many = this.matches.length;
+      this.found.textContent = !this.find.value ? "" : many === 0 ? "not found" : many === 1 ? "1 place" : `${many >= 500 ? "500+" : many} places`;
+      this.findNext.disabled = this.findAll.disabled = many === 0;
+      this.draw();
+      const first = this.backdrop.querySelector(".is-match");
+      if (first && this.find.value) this.sheet.scrollTop = Math.max(0, first.offsetTop - this.sheet.clientHeight / 3);
+    }
+
+    markFound(all) {
+      if (!this.matches.length) return;
+      const name = tidyName(this.markName.value) || "region";
+      const free = this.matches.filter(([from, to]) => !this.regions.some((region) => region[0] === name && region[1] <= from && region[2] >= to));
+      if (!free.length) return this.say(`Every place is marked as ${name} already.`);
+      for (const span of all ? free : free.slice(0, 1)) this.mark(span);
+      if (all && free.length > 1) this.say(`Marked ${free.length} places as ${name}.`);
+    }
+
+    // -- what is seen --------------------------------------------------------------------------------------------
+
+    colour(name) {
+      if (!this.colours.has(name)) {
+        const used = new Set(this.colours.values());
+        const free = [...Array(COLOURS).keys()].find((colour) => !used.has(colour));
+        this.colours.set(name, free ?? this.colours.size % COLOURS);
+      }
+      return this.colours.get(name);
+    }
+
+    draw() {
+      const names = namesOf(this.regions);
+      for (const name of this.colours.keys()) if (!names.includes(name)) this.colours.delete(name);
+      names.forEach((name) => this.colour(name));
+      const long = this.text.length > PLAIN_FROM;
+      this.sheet.classList.toggle("is-long", long);
+      if (long) this.backdrop.replaceChildren();
+      else {
+        const nodes = segments(this.text, this.regions, this.matches).map(([from, to, name, matched]) => {
+          const piece = this.text.slice(from, to);
+          if (name === null && !matched) return piece;
+          const kind = (name === null ? "" : ` mark-${this.colour(name)}`) + (matched ? " is-match" : "");
+          return make("mark", { class: `prompt-mark${kind}`, data: { from: String(from) } }, [piece]);
+        });
+        this.backdrop.replaceChildren(...nodes, "\u200b");
+      }
+      this.drawChips(names);
+      this.drawStatus();
+    }
+
+    drawChips(names) {
+      this.chips.replaceChildren(...names.map((name) => {
+        const spans = this.regions.filter((region) => region[0] === name).sort((a, b) => a[1] - b[1]);
+        const first = this.text.slice(spans[0][1], Math.min(spans[0][2], spans[0][1] + 60)).replace(/\s+/g, " ").trim();
+        const tokens = this.counts && this.counts.regions && this.counts.regions[name];
+        const size = [spans.length > 1 ? `${spans.length} places` : "", tokens ? `${shown(tokens)} token${tokens === 1 ? "" : "s"}` : ""].filter(Boolean).join(" · ");
+        let turn = 0;
+        const go = make("button", {
+          type: "button", class: "chip-go", title: "Show in the text", onclick: () => { const span = spans[turn++ % spans.length]; this.select(span[1], span[2]); },
+        }, [make("span", { class: "chip-name" }, [name]), make("span", { class: "chip-words" }, [first]), make("span", { class: "chip-size" }, [size])]);
+        const rename = make("button", { type: "button", class: "chip-act", title: "Rename", "aria-label": `Rename ${name}`, onclick: () => this.renaming(name, item) }, ["✎"]);
+        const remove = make("button", { type: "button", class: "chip-act", title: "Remove", "aria-label": `Remove ${name}`, onclick: () => this.remove(name) }, ["×"]);
+        const item = make("li", { class: `chip mark-${this.colour(name)}`, data: { region: name } }, [go, rename, remove]);
+        return item;
+      }));
+    }
+
+    renaming(name, item) {
+      let done = false;
+      const finish = (value) => { if (!done) { done = true; this.rename(name, value); this.area.focus({ preventScroll: true }); } };
+      const field = make("input", {
+        class: "prompt-input chip-field", value: name, maxLength: 32, "aria-label": `New name of ${name}`,
+        onkeydown: (event) => {
+          if (event.key === "Enter") (event.preventDefault(), finish(field.value));
+          if (event.key === "Escape") finish(name);
+        },
+        onblur: () => finish(field.value),
+      });
+      item.replaceChildren(field);
+      field.focus();
+      field.select();
+    }
+
+    drawStatus() {
+      const characters = `${shown(this.text.length)} character${this.text.length === 1 ? "" : "s"}`;
+      const found = this.counts;
+      const parts = [];
+      let over = false;
+      if (!this.text.trim()) parts.push("Empty");
+      else if (found && found.state === "counted") {
+        const total = found.tokens + (Number(this.settings.new_tokens) || 0);
+        over = found.limit !== null && total > found.limit;
+        const written = total > found.tokens ? ` + ${shown(total - found.tokens)} to write` : "";
+        parts.push(`${shown(found.tokens)}${written}${found.limit === null ? "" : ` of ${shown(found.limit)}`} tokens`, characters);
+        if (over) parts.push(`${shown(total - found.limit)} too many for this model`);
+      } else if (found && found.state === "wrong") parts.push(found.error);
+      else parts.push(`≈ ${shown(Math.max(1, Math.round(this.text.length / 4.4)))} tokens`, characters);
+      this.status.replaceChildren(make("span", {}, [parts.join(" · ")]));
+      if (found && found.state === "counted" && found.limit) {
+        const share = Math.min(1, (found.tokens + (Number(this.settings.new_tokens) || 0)) / found.limit);
+        const bar = make("span", { class: "prompt-fill", "aria-hidden": "true" }, [make("i")]);
+        bar.firstChild.style.width = `${100 * share}%`;
+        this.status.prepend(bar);
+      }
+      this.status.classList.toggle("is-wrong", over || Boolean(found && found.state === "wrong"));
+    }
+
+    say(text, wrong = false) {
+      this.live.textContent = text;
+      this.live.classList.toggle("is-wrong", wrong);
+      clearTimeout(this.quiet);
+      this.quiet = setTimeout(() => { this.live.textContent = ""; }, 6000);
+    }
+
+    monospace(on) {
+      this.mono.checked = on;
+      this.sheet.classList.toggle("is-mono", on);
+      store.set("mono", on);
+    }
+
+    // -- keys and files ------------------------------------------------------------------------------------------
+
+    key(event) {
+      if (event.altKey && event.code === "KeyM" && !event.ctrlKey && !event.metaKey) {
+        event.preventDefault();
+        this.mark();
+      } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+        event.preventDefault();
+        this.flush();
+        document.getElementById(`${this.name}-go`)?.click();
+      }
+    }
+
+    over(event) {
+      if (![...event.dataTransfer.types].includes("Files")) return;
+      event.preventDefault();
+      this.sheet.classList.add("is-over");
+    }
+
+    dropped(event) {
+      this.sheet.classList.remove("is-over");
+      const [file] = event.dataTransfer.files;
+      if (!file) return;
+      event.preventDefault();
+      this.takeFile(file);
+    }
+
+    async takeFile(file) {
+      this.file.value = "";
+      if (!file) return;
+      // The server looks again; what it would refuse need not be sent.
+      if (!/\.(txt|md|json)$/i.test(file.name)) return this.say(`${file.name} is no text that can be opened here: choose .txt, .md or .json.`, true);
+      if (file.size > this.limit) return this.say(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB; a prompt may have ${(this.limit / 1e6).toFixed(1)}.`, true);
+      const bytes = new Uint8Array(await file.arrayBuffer());
+      let binary = "";
+      for (let i = 0; i < bytes.length; i += 0x8000) binary += String.fromCharCode(...bytes.subarray(i, i + 0x8000));
+      dash_clientside.set_props(`${this.name}-open`, { data: { upload: { name: file.name, data: btoa(binary) }, at: Date.now() } });
+    }
+  }
+
+  // -- what a reload keeps: in the tab, so that two tabs do not mix ------------------------------------------------
+
+  const store = {
+    key: (name) => `headscope-prompt-${name}`,
+    get(name) {
+      try {
+        return JSON.parse(sessionStorage.getItem(store.key(name)));
+      } catch {
+        return null;
+      }
+    },
+    set(name, value) {
+      try {
+        sessionStorage.setItem(store.key(name), JSON.stringify(value));
+      } catch {
+        /* full, or off: the page works on */
+      }
+    },
+  };
+
+  // -- Dash --------------------------------------------------------------------------------------------------------
+
+  const editors = new Map();
+  const formOf = () => dash_clientside.callback_context.inputs_list.flat()[0].id.replace(/-[a-z]+$/, "");
+
+  function editorOf(name, limit) {
+    const root = document.getElementById(`${name}-editor`);
+    let editor = editors.get(name);
+    if (editor && editor.root !== root) {
+      editor.destroy();
+      editors.delete(name);
+      editor = undefined;
+    }
+    if (!editor && root) {
+      editor = new Editor(root, name, limit ?? (Number(root.dataset.limit) || 1e6));
+      editors.set(name, editor);
+    }
+    return editor;
+  }
+
+  addEventListener("pagehide", () => editors.forEach((editor) => editor.root.isConnected && editor.flush()));
+
+  window.dash_clientside = Object.assign({}, window.dash_clientside, {
+    headscope_prompt: {
+      /** Fill the form: with what the layout or a file gives, or with what the tab remembers. */
+      begin(draft) {
+        const name = formOf();
+        const fresh = editors.get(name)?.root !== document.getElementById(`${name}-editor`);
+        const editor = editorOf(name);
+        if (!editor || !draft) return undefined;
+        const kept = fresh && draft.first ? store.get(name) : null;
+        const same = kept && kept.recipe && (!draft.base || kept.base === draft.base);
+        if (same) editor.fill({ ...(draft.defaults || {}), ...kept.recipe }, kept.base);
+        else editor.fill({ ...(draft.first ? draft.defaults : {}), ...(draft.fields || {}) }, draft.base);
+        if (!draft.first && draft.fields) editor.say("Opened.");
+        return undefined;
+      },
+      settle(model, chat, system, fresh, edit) {
+        const name = formOf();
+        const editor = editorOf(name);
+        const chats = chat === "chat";
+        if (editor) {
+          const settings = { model, chat: chats, system, new_tokens: Number(fresh) || 0, edit };
+          if (settings.model !== editor.settings.model) editor.counts = null;
+          editor.settings = settings;
+          editor.drawStatus();
+          editor.later();
+        }
+        return !chats;
+      },
+      counted(found) {
+        const name = formOf();
+        const editor = editorOf(name);
+        if (!editor || !found) return undefined;
+        editor.counts = found;
+        editor.drawChips(namesOf(editor.regions));
+        editor.drawStatus();
+        if (found.state === "unread" && found.loaded) setTimeout(() => dash_clientside.set_props(`${name}-again`, { data: Date.now() }), 2000);
+        return undefined;
+      },
+      choose() {
+        const chosen = dash_clientside.callback_context.triggered_id;
+        const clicks = dash_clientside.callback_context.triggered[0]?.value;
+        if (!chosen || !clicks) return dash_clientside.no_update;
+        const name = chosen.form;
+        if (chosen.kind === "computer") {
+          editorOf(name)?.file.click();
+          return dash_clientside.no_update;
+        }
+        const editor = editorOf(name);
+        return { [chosen.kind]: chosen.key, length: chosen.length || null, model: editor?.settings.model, at: Date.now() };
+      },
+    },
+  });
+
+  window.headscopePrompt = {
+    get: (name) => editors.get(name),
+    pure: { difference, shifted, marked, trimmed, toPoints, toUnits, tidyName, places, segments, namesOf },
+  };
+})();
