@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from headscope.commands.console import JsonOption, emit, err, numbers, progress, quiet_libraries, share_processors
-from headscope.commands.results import document, show, write
-
-if TYPE_CHECKING:
-    from headscope.probes.base import DataSet, Probe
-    from headscope.probes.scores import HeadScores
+from headscope.commands.console import (
+    Advance,
+    JsonOption,
+    emit,
+    err,
+    numbers,
+    progress,
+    quiet_libraries,
+    share_processors,
+)
+from headscope.commands.ranking import Plan, carry_out
+from headscope.commands.results import document, show
 
 
 class Ablation(StrEnum):
@@ -133,11 +140,21 @@ def rank(
     sizes, steps = numbers(lengths, "--lengths"), numbers(k, "--k")
     quiet_libraries()
     share_processors()
-    from headscope.probes import find
-
-    chosen = list({probe.name: probe for probe in map(find, probes)}.values())
-    if teacher:
-        chosen = [find(probe.name, teacher=True) if probe.name == "retrieval" else probe for probe in chosen]
+    plan = Plan(
+        probes=tuple(probes),
+        n=n,
+        lengths=sizes,
+        length=length,
+        haystack=haystack,
+        teacher=teacher,
+        seed=seed,
+        verify=verify,
+        ablation=ablation.value,
+        controls=controls,
+        k=steps,
+        trials=trials,
+    )
+    plan.found()  # a name that there is not is told before the model is loaded
     folder = folder or Path("runs") / Path(model).name
     if threads is not None:
         import torch
@@ -147,91 +164,19 @@ def rank(
         from headscope.models.load import load
 
         loaded = load(model, device=device, dtype=dtype.value, revision=revision)
-    with err().status("Making data"):
-        data = datasets(
-            chosen, loaded, n=n, lengths=sizes, length=length, haystack=haystack, teacher=teacher, seed=seed
-        )
-    if fresh:
-        shutil.rmtree(folder / "removal", ignore_errors=True)
-    with progress("Ranking") as advance:
-        from headscope.probes import rank_all
-
-        scores = rank_all(chosen, loaded, data, out=folder, progress=advance, fresh=fresh, seed=seed)
-    for probe in chosen:
-        found = scores[probe.name]
-        if verify:
-            with progress(f"Removing {probe.name} heads") as advance:
-                found = removed(
-                    found,
-                    loaded,
-                    data[probe.data],
-                    trials,
-                    ablation=ablation.value,
-                    k=steps,
-                    controls=controls,
-                    seed=seed,
-                    # Another number of trials is another measurement; it must not cost the finished ranking.
-                    out=folder / "removal" / f"{trials}-trials",
-                    progress=advance,
-                )
-        with err().status("Reading examples"):
-            scores[probe.name] = explained(found, loaded, data[probe.data])
-    files = write(scores, folder)
+    scores, files = carry_out(plan, loaded, folder, _phase, fresh=fresh)
     if json:
         emit(document(scores, files, top))
     else:
         show(scores, files, top)
 
 
-def removed(scores: HeadScores, model: Any, data: DataSet, trials: int, **options: Any) -> HeadScores:
-    """Add what removing the best heads does to the task that goes with the data and, for retrieval, to knowledge."""
-    from headscope.probes import task_for, verify, with_claims
-
-    if scores.table["score"].notna().sum() < 2:
-        return scores  # no trial counted, as the notes say: there is no ranking to test
-    kind = data[0].kind
-    scores = scores.with_details(dose=verify(scores, task_for(kind, data, trials), model, **options))
-    if scores.probe != "retrieval":
-        return scores
-    return with_claims(scores, model, **{name: options[name] for name in options if name != "k"})
-
-
-def explained(scores: HeadScores, model: Any, data: DataSet) -> HeadScores:
-    """Add attention rows of the best heads on real samples and, for retrieval, answers to the published claims."""
-    from headscope.probes import explain, retrieval_claims
-
-    scores = scores.with_details(samples=explain(model, scores, data))
-    if scores.probe == "retrieval" and "claims" not in scores.details:
-        scores = scores.with_details(claims=retrieval_claims(scores))
-    return scores
-
-
-def datasets(
-    probes: list[Probe],
-    model: Any,
-    *,
-    n: int | None,
-    lengths: tuple[int, ...] | None,
-    length: int | None,
-    haystack: Path | None,
-    teacher: bool,
-    seed: int,
-) -> dict[str, DataSet]:
-    """Make the data that ``probes`` ask for; what is None is left to the generator's own default."""
-    from headscope import data
-
-    own: dict[str, dict[str, Any]] = {
-        "needles": {"lengths": lengths, "haystack": haystack},
-        "texts": {"length": length},
-        "repeats": {"length": length},
-    }
-    made: dict[str, DataSet] = {}
-    for kind in dict.fromkeys(probe.data for probe in probes):
-        options = {"n": n, **own[kind]}
-        given = {key: value for key, value in options.items() if value is not None}
-        made[kind] = getattr(data, kind)(model, seed=seed, **given)
-    if teacher and "needles" in made:
-        from headscope.probes import TeacherForced
-
-        made["needles"] = TeacherForced(made["needles"])
-    return made
+@contextlib.contextmanager
+def _phase(text: str, counted: bool) -> Iterator[Advance]:
+    """Show a bar where steps are counted, else that something is at work."""
+    if counted:
+        with progress(text) as advance:
+            yield advance
+    else:
+        with err().status(text):
+            yield lambda task, done, total: None
