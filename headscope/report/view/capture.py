@@ -58,7 +58,7 @@ def look(
 
 def estimate(model: Model, length: int) -> int:
     """Return the bytes that the view of ``length`` tokens will keep."""
-    width = 4 if model.dtype in (torch.float32,) else 8 if model.dtype == torch.float64 else 2
+    width = 4 if model.dtype == torch.float32 else 8 if model.dtype == torch.float64 else 2
     layers = model.spec.layers()
     kept = sum(width * length * layer.head_dim * (layer.heads + 2 * layer.kv_heads) for layer in layers)
     heads = sum(layer.heads for layer in layers)
