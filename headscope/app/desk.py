@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ from headscope.app.runs import Recipe, RunCache
 from headscope.app.settings import Settings
 from headscope.app.workspace import Workspace
 from headscope.errors import MemoryBudgetError, ModelError, PromptError
+from headscope.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headscope.models.model import Model
+    from headscope.models.prompt import Prompt
     from headscope.report.view import View
 
 LONGEST_TOKEN = 64
@@ -27,8 +30,11 @@ LONGEST_TOKEN = 64
 
 @dataclass
 class _Loaded:
+    """``depth`` is how many blocks of the thread that holds the lock use the model."""
+
     lock: threading.RLock = field(default_factory=threading.RLock)
     model: Model | None = None
+    depth: int = 0
 
 
 class Desk:
@@ -41,9 +47,10 @@ class Desk:
         self.settings = settings
         self.workspace = Workspace(settings.workspace)
         self.runs = RunCache(settings.cache_bytes)
-        self.jobs = ThreadManager(str(self.workspace.path(".app/jobs")))
+        self.jobs = ThreadManager()
         self._models: OrderedDict[str, _Loaded] = OrderedDict()
         self._lock = threading.Lock()
+        self._mine = threading.local()
 
     # -- models ------------------------------------------------------------------------------------------------
 
@@ -85,34 +92,61 @@ class Desk:
             If it is not on the list, or cannot be loaded.
         """
         name = self.check_model(name)
-        with self._lock:
-            held = self._models.setdefault(name, _Loaded())
-            self._models.move_to_end(name)
-        while not held.lock.acquire(timeout=0.1):
-            check()
+        check()
+        mine: str | None = getattr(self._mine, "name", None)
+        if mine not in (None, name):
+            # Two threads that each hold the model which the other wants would wait for ever.
+            raise ModelError(f"This job holds {mine!r}: let it go before you take {name!r}.")
+        held = self._take(name)
+        held.depth, self._mine.name = held.depth + 1, name
         try:
             if held.model is None:
                 self._make_room()
                 held.model = self._load(name)
             yield held.model
         finally:
+            held.depth -= 1
+            self._mine.name = name if held.depth else None
+            if held.model is None:
+                with self._lock:
+                    del self._models[name]
             held.lock.release()
+
+    def _take(self, name: str) -> _Loaded:
+        while True:
+            with self._lock:
+                held = self._models.setdefault(name, _Loaded())
+                self._models.move_to_end(name)
+            while not held.lock.acquire(timeout=0.1):
+                check()
+            with self._lock:
+                if self._models.get(name) is held:
+                    return held
+            held.lock.release()  # it was let go while this thread waited
 
     def _load(self, name: str) -> Model:
         from headscope.models.load import load
 
         own = name == self.settings.model
         asked = self.settings
-        return load(name, device=asked.device, dtype=asked.dtype, revision=asked.revision if own else None)
+        model = load(name, device=asked.device, dtype=asked.dtype, revision=asked.revision if own else None)
+        _ = model.fingerprint  # of the weights before any edit
+        return model
 
     def _make_room(self) -> None:
         """Let models go that nobody uses, the least recently used first, until one more may be kept."""
+        gone = False
         with self._lock:
             held = [(name, found) for name, found in self._models.items() if found.model is not None]
             for name, found in held[: max(0, len(held) - self.settings.models_kept + 1)]:
                 if found.lock.acquire(blocking=False):
-                    del self._models[name]
+                    if not found.depth:
+                        del self._models[name]
+                        gone = True
                     found.lock.release()
+        if gone:
+            del held, found
+            gc.collect()  # modules refer to each other in circles: their memory is needed now
 
     # -- runs --------------------------------------------------------------------------------------------------
 
@@ -129,36 +163,50 @@ class Desk:
         from headscope.report.view import capture
 
         tell = progress or (lambda task, done, total: None)
+        edit = self._hash(recipe.edit)
+        if (kept := self.runs.find(recipe.id, edit)) is not None:
+            return kept
         tell("Waiting for the model", 0, 1)
         with self.model(recipe.model) as model:
-            if recipe.id in self.runs:
-                return self.runs.get(recipe.id)
-            limit = model.spec.n_ctx
-            if limit is not None and len(recipe.text) > LONGEST_TOKEN * limit:
-                raise PromptError(f"The prompt has {len(recipe.text)} characters, the context holds {limit} tokens.")
-            prompt = recipe.prompt(model)
-            length = len(prompt) + recipe.new_tokens
-            if limit is not None and length > limit:
-                raise PromptError(
-                    f"{len(prompt)} prompt tokens and {recipe.new_tokens} new ones pass the context of {limit}. "
-                    "Shorten the prompt, or write fewer tokens."
-                )
-            size = capture.estimate(model, length)
+            if (kept := self.runs.find(recipe.id, edit)) is not None:
+                return kept
+            prompt = self._prompt(recipe, model)
+            size = capture.estimate(model, len(prompt) + recipe.new_tokens)
             if size > self.runs.limit:
                 raise MemoryBudgetError(
-                    f"The view of {length} tokens of {model.name} takes {size / 1e9:.1f} GB; this server keeps "
-                    f"{self.runs.limit / 1e9:.1f}. Shorten the prompt, or start it with a larger --cache-gb."
+                    f"The view of {len(prompt) + recipe.new_tokens} tokens of {model.name} takes {size / 1e9:.1f} GB; "
+                    f"this server keeps {self.runs.limit / 1e9:.1f}. Shorten the prompt, or start it with a larger "
+                    "--cache-gb."
                 )
-            self.runs.make_room(size)
             edits = self.edits(recipe.edit, model) if recipe.edit else ()
-            with model.edited(*edits) if edits else contextlib.nullcontext():
+            with self.runs.room(size), model.edited(*edits) if edits else contextlib.nullcontext():
                 written = prompt if not recipe.new_tokens else _written(model, prompt, recipe.new_tokens, tell)
                 view = capture.look(
                     model, written, progress=lambda done, total: tell("Reading layers", done, total), check=check
                 )
-        recipe.save(self.workspace)
-        self.runs.put(recipe.id, view)
+            recipe.save(self.workspace)
+            self.runs.put(recipe.id, view, edit=edit, weights=model.fingerprint)
         return view
+
+    def _prompt(self, recipe: Recipe, model: Model) -> Prompt:
+        """Return the prompt of a recipe, if it fits; text that cannot is not even tokenised."""
+        limit = model.spec.n_ctx
+        most = self.settings.upload_bytes if limit is None else min(LONGEST_TOKEN * limit, self.settings.upload_bytes)
+        length = len(recipe.text) + len(recipe.system or "")
+        if length > most:
+            holds = "" if limit is None else f", and the context holds {limit} tokens"
+            raise PromptError(f"The prompt has {length} characters: {most} are taken at most{holds}. Shorten it.")
+        prompt = recipe.prompt(model)
+        if limit is not None and len(prompt) + recipe.new_tokens > limit:
+            raise PromptError(
+                f"{len(prompt)} prompt tokens and {recipe.new_tokens} new ones pass the context of {limit}. "
+                "Shorten the prompt, or write fewer tokens."
+            )
+        return prompt
+
+    def _hash(self, file: str | None) -> str:
+        """Return the hash of an edit's file: it may be written anew under its name."""
+        return sha256_file(self.workspace.existing(file, (".json",))) if file else ""
 
     def edits(self, file: str, model: Model) -> tuple[Any, ...]:
         """Return the methods and edits of a file in the workspace.

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from headscope.app.jobs import check
 from headscope.errors import HeadscopeError, PromptError, RequestError
 from headscope.files import canonical_json, sha256_text, write_text
 from headscope.models.prompt import Prompt
 from headscope.models.regions import covering
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from headscope.app.workspace import Workspace
     from headscope.report.view import View
 
 RECIPES = ".app/recipes"
+RECIPES_KEPT = 500
+"""Recipes that are remembered; the oldest are forgotten."""
+
+_ID = re.compile(r"[0-9a-f]{16}")
+_KINDS: dict[str, Any] = {
+    "model": str,
+    "text": str,
+    "chat": bool,
+    "system": (str, type(None)),
+    "new_tokens": int,
+    "edit": (str, type(None)),
+}
 
 
 class Gone(HeadscopeError):
@@ -86,7 +105,10 @@ class Recipe:
 
     def save(self, workspace: Workspace) -> None:
         """Remember the recipe, so that its view can be made again after a restart."""
-        write_text(workspace.path(f"{RECIPES}/{self.id}.json"), json.dumps(asdict(self), indent=1, ensure_ascii=False))
+        path = workspace.path(f"{RECIPES}/{self.id}.json")
+        write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False))
+        for old in recipe_files(workspace)[RECIPES_KEPT:]:
+            old.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, workspace: Workspace, run: str) -> Recipe:
@@ -97,22 +119,63 @@ class Recipe:
         RequestError
             If there is none of that name.
         """
-        if not run.isalnum():
-            raise RequestError(f"{run!r} is not the name of a run.")
-        path = workspace.path(f"{RECIPES}/{run}.json")
+        path = _file(workspace, run)
         try:
             return cls.read(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, RequestError) as error:
             raise RequestError(
-                f"There is no run {run!r} in the workspace {workspace.root}: it was made elsewhere. "
+                f"There is no run {run!r} in the workspace {workspace.root}: it was made elsewhere, or forgotten. "
                 "Run its prompt again."
             ) from error
 
     @classmethod
-    def read(cls, document: dict[str, Any]) -> Recipe:
-        """Return a recipe from JSON values."""
-        regions = tuple((str(name), int(start), int(end)) for name, start, end in document.get("regions", ()))
-        return cls(**{**document, "regions": regions})
+    def read(cls, document: Any) -> Recipe:
+        """Return a recipe from JSON values.
+
+        Raises
+        ------
+        RequestError
+            If they are of the wrong kind.
+        """
+        try:
+            regions = tuple((str(name), int(start), int(end)) for name, start, end in document.get("regions") or ())
+            found = cls(**{**document, "regions": regions})
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RequestError(f"This is no recipe of a run: {error}.") from error
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(found, name), kind):
+                raise RequestError(f"This is no recipe of a run: its {name} is {getattr(found, name)!r:.40}.")
+        if found.new_tokens < 0:
+            raise RequestError(f"{found.new_tokens} new tokens cannot be written: give 0 or more.")
+        return found
+
+
+def forget(workspace: Workspace, run: str) -> None:
+    """Forget the recipe of a run; one that is not there is no error."""
+    _file(workspace, run).unlink(missing_ok=True)
+
+
+def recipe_files(workspace: Workspace) -> list[Path]:
+    """Return the files of all recipes, newest first."""
+    found = []
+    for path in workspace.path(RECIPES).glob("*.json"):
+        with contextlib.suppress(OSError):  # another thread may forget it meanwhile
+            found.append((-path.stat().st_mtime, path.name, path))
+    return [path for _, _, path in sorted(found)]
+
+
+def _file(workspace: Workspace, run: str) -> Path:
+    if not _ID.fullmatch(run):
+        raise RequestError(f"{run!r:.40} is not the name of a run.")
+    return workspace.path(f"{RECIPES}/{run}.json")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    view: View
+    edit: str
+    weights: str
+    tag: str
 
 
 class RunCache:
@@ -120,8 +183,9 @@ class RunCache:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._views: OrderedDict[str, View] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._lock = threading.Condition()
+        self._promised = 0
 
     def get(self, run: str) -> View:
         """Return a view.
@@ -131,29 +195,58 @@ class RunCache:
         Gone
             If it is not kept.
         """
+        return self._find(run).view
+
+    def tag(self, run: str) -> str:
+        """Return a word that changes whenever a run is made anew."""
+        return self._find(run).tag
+
+    def weights(self, run: str) -> str:
+        """Return the fingerprint of the model that made a run."""
+        return self._find(run).weights
+
+    def find(self, run: str, edit: str = "") -> View | None:
+        """Return a view that was made under the edit with this hash, if it is kept."""
+        with contextlib.suppress(Gone):
+            found = self._find(run)
+            return found.view if found.edit == edit else None
+        return None
+
+    def _find(self, run: str) -> _Kept:
         with self._lock:
-            if run not in self._views:
+            if run not in self._kept:
                 raise Gone("This run left the memory of the server. Run it again: its prompt is kept.")
-            self._views.move_to_end(run)
-            return self._views[run]
+            self._kept.move_to_end(run)
+            return self._kept[run]
 
     def __contains__(self, run: object) -> bool:
         with self._lock:
-            return run in self._views
+            return run in self._kept
 
-    def put(self, run: str, view: View) -> None:
+    def put(self, run: str, view: View, *, edit: str = "", weights: str = "") -> None:
         """Keep a view, and let others go until all fit."""
         with self._lock:
-            self._views[run] = view
-            self._views.move_to_end(run)
-            while self._held() > self.limit and len(self._views) > 1:
-                self._views.popitem(last=False)
+            self._kept[run] = _Kept(view, edit, weights, secrets.token_hex(8))
+            self._kept.move_to_end(run)
+            while self._held() > self.limit and len(self._kept) > 1:
+                self._kept.popitem(last=False)
 
-    def make_room(self, size: int) -> None:
-        """Let views go until ``size`` more bytes fit."""
+    @contextlib.contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Let views go until ``size`` more bytes fit, and keep that room inside the block; waits for other blocks."""
         with self._lock:
-            while self._views and self._held() + size > self.limit:
-                self._views.popitem(last=False)
+            while self._promised and self._promised + size > self.limit:
+                self._lock.wait(0.1)
+                check()
+            self._promised += size
+            while self._kept and self._held() + self._promised > self.limit:
+                self._kept.popitem(last=False)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._promised -= size
+                self._lock.notify_all()
 
     @property
     def nbytes(self) -> int:
@@ -162,4 +255,4 @@ class RunCache:
             return self._held()
 
     def _held(self) -> int:
-        return sum(view.nbytes for view in self._views.values())
+        return sum(kept.view.nbytes for kept in self._kept.values())

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import logging
+import socket
 from functools import partial
 from importlib.resources import files
 from typing import Any
 
 import dash
 from dash import Dash
+from flask import current_app
 
 from headscope.app.api import blueprint
 from headscope.app.components.shell import shell
 from headscope.app.desk import Desk
-from headscope.app.page import find_pages
+from headscope.app.page import Page, find_pages
 from headscope.app.safety import protect
 from headscope.app.settings import Settings
 from headscope.errors import RequestError
 
 THREADS = 8
 """Requests that are answered at once; long work has threads of its own."""
+CONNECTIONS = 512
+"""A browser keeps up to six open for each window."""
 
 _INDEX = """<!DOCTYPE html>
 <html lang="en">
 <head>
 {%metas%}
-<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{%title%}</title>
-{%favicon%}
+<link rel="icon" type="image/svg+xml" href="/assets/favicon.svg">
 {%css%}
 <script src="/assets/scheme.js"></script>
 </head>
@@ -63,6 +66,7 @@ def create(settings: Settings) -> tuple[Dash, Desk]:
         enable_mcp=False,
         include_pages_meta=False,
     )
+    app.server.extensions["headscope"] = desk
     pages = find_pages()
     dash.page_registry.clear()
     for page in pages:
@@ -73,14 +77,20 @@ def create(settings: Settings) -> tuple[Dash, Desk]:
             order=page.order,
             title=page.name if page.path != "/" else "headscope",
             description=page.about,
-            layout=partial(page.layout, desk),
+            layout=partial(_layout, page),
         )
         page.callbacks(app, desk)
     app.layout = partial(shell, pages)
+    desk.jobs.seal()
     app.server.register_blueprint(blueprint(desk))
     protect(app.server, settings, app.csp_hashes)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     return app, desk
+
+
+def _layout(page: Page, **query: Any) -> Any:
+    """Return a page of the application that was asked: Dash's list of pages is one for the whole process."""
+    return page.layout(current_app.extensions["headscope"], **query)
 
 
 class Server:
@@ -99,6 +109,8 @@ class Server:
                 host=host,
                 port=settings.port,
                 threads=THREADS,
+                connection_limit=CONNECTIONS,
+                asyncore_use_poll=True,
                 ident="headscope",
                 clear_untrusted_proxy_headers=True,
                 max_request_body_size=2 * settings.upload_bytes,
@@ -112,8 +124,8 @@ class Server:
         # A name of several addresses has several sockets.
         listen = getattr(self._server, "effective_listen", None)
         port = listen[0][1] if listen else self._server.effective_port
-        name = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.url = f"http://{name}:{port}/"
+        name = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
+        self.url = f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
     def run(self) -> None:
         """Answer until interrupted, or closed."""

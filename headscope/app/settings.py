@@ -9,8 +9,8 @@ from pathlib import Path
 
 from headscope.errors import RequestError
 
-SHORTEST_TOKEN = 16
-"""Characters: what can be tried out over a network must not be short."""
+SHORTEST_TOKEN, FEWEST_CHARACTERS = 16, 6
+"""Length, and different characters: what can be tried out over a network must not be easy to guess."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Settings:
                 f"--host {self.host} can be reached from other machines: give --token (of {SHORTEST_TOKEN} characters "
                 f"or more, such as {secrets.token_urlsafe(18)}), or leave --host out to serve this machine alone."
             )
-        if self.token is not None and len(self.token) < SHORTEST_TOKEN:
-            raise RequestError(f"--token has {len(self.token)} characters: give {SHORTEST_TOKEN} or more.")
+        if self.token is not None:
+            _check_token(self.token)
         if not 0 <= self.port < 1 << 16:
             raise RequestError(f"--port {self.port}: a port is a number from 0 to {(1 << 16) - 1}.")
 
@@ -75,3 +75,14 @@ class Settings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _check_token(token: str) -> None:
+    # The token itself stays out of the message: it may end up in a log.
+    if len(token) < SHORTEST_TOKEN or len(set(token)) < FEWEST_CHARACTERS:
+        raise RequestError(
+            f"--token has {len(token)} characters, {len(set(token))} of them different: give {SHORTEST_TOKEN} or more, "
+            f"such as {secrets.token_urlsafe(18)}."
+        )
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise RequestError("--token: use letters, digits and signs of ASCII, without spaces.")

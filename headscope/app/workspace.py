@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from headscope.errors import RequestError
+
+MOST, DEEPEST = 20_000, 8
+"""A workspace may be somebody's home folder by mistake: a list of its files ends all the same."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}")
 
@@ -29,7 +34,10 @@ class Workspace:
         if not name or "\x00" in name:
             raise RequestError("A file inside the workspace needs a name.")
         home = self.root.resolve()
-        found = (home / name).resolve()
+        try:
+            found = (home / name).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, not a text
+            raise RequestError(f"{name!r:.80} is no name of a file.") from error
         if not found.is_relative_to(home) or found == home:
             raise RequestError(f"{name!r} is outside the workspace {self.root}. Copy the file into it.")
         return found
@@ -43,10 +51,15 @@ class Workspace:
             If it is outside, missing, or of another kind.
         """
         path = self.path(name)
-        if path.suffix not in suffixes:
+        hidden = any(part.startswith(".") for part in path.relative_to(self.root.resolve()).parts)
+        if path.suffix not in suffixes or hidden:
             raise RequestError(f"{name!r} is none of the files that can be opened here: {', '.join(suffixes)}.")
-        if not path.is_file():
-            raise RequestError(f"There is no file {name!r} in the workspace {self.root}.")
+        try:
+            there = path.is_file()
+        except (OSError, ValueError):
+            there = False
+        if not there:
+            raise RequestError(f"There is no file {name!r:.200} in the workspace {self.root}.")
         return path
 
     def new(self, folder: str, name: str, suffix: str) -> Path:
@@ -62,20 +75,29 @@ class Workspace:
         return self.path(f"{folder}/{name.strip()}{suffix}")
 
     def files(self, *suffixes: str, under: str = "") -> list[str]:
-        """Return the files with one of the suffixes, newest first; what begins with a dot is left out."""
+        """Return the files with one of the suffixes, newest first; what begins with a dot is left out.
+
+        Of a very large or deep folder, the first ``MOST`` files that are met, no deeper than ``DEEPEST`` folders.
+        """
         home = self.root.resolve()
-        found = [path for path in _walk(home / under) if path.suffix in suffixes]
-        found.sort(key=lambda path: (-path.stat().st_mtime, str(path)))
-        return [str(path.relative_to(home)) for path in found]
+        found = []
+        for path in itertools.islice(_walk(self.path(under) if under else home, DEEPEST), MOST):
+            if path.suffix in suffixes:
+                with contextlib.suppress(OSError):  # it may go while we look
+                    found.append((-path.stat().st_mtime, str(path.relative_to(home))))
+        return [name for _, name in sorted(found)]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:  # it is not there, or not ours to read
         return
-    for path in sorted(folder.iterdir()):
+    for path in inside:
         if path.name.startswith(".") or path.is_symlink():
             continue
         if path.is_dir():
-            yield from _walk(path)
+            if depth:
+                yield from _walk(path, depth - 1)
         elif path.is_file():
             yield path
