@@ -221,10 +221,8 @@ class Desk:
         return load(self.workspace.existing(file, (".json",)), model)
 
 
-def _written(model: Any, prompt: Any, count: int, tell: Callable[[str, int, int], None]) -> Any:
+def _written(model: Any, prompt: Prompt, count: int, tell: Callable[[str, int, int], None]) -> Prompt:
     """Return the prompt with what the model writes after it as region ``generated``."""
-    from headscope.models.prompt import Prompt
-
     steps = 0
 
     def step(text: str) -> bool:
@@ -241,6 +239,7 @@ def _written(model: Any, prompt: Any, count: int, tell: Callable[[str, int, int]
         offsets.append((len(text), len(text) + len(piece)))
         text += piece
     ids = (*prompt.ids, *trace.tokens)
-    made = replace(prompt, ids=ids, text=text, offsets=tuple(offsets), pieces=pieces)
-    assert isinstance(made, Prompt)
-    return made.with_regions({"generated": range(len(prompt), len(ids))})
+    # A name that prompts may not give: it is headscope's own.
+    own = {"generated": tuple(range(len(prompt), len(ids)))} if trace.tokens else {}
+    regions = prompt.regions | own
+    return replace(prompt, ids=ids, text=text, offsets=tuple(offsets), pieces=pieces, regions=regions)
