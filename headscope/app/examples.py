@@ -132,7 +132,13 @@ def instruction(model: Any, length: int | None) -> Fields:
 
 EXAMPLES = (
     Example("induction", "Induction", "A list of words, twice: heads that look behind the first copy", induction),
-    Example("needle", "Needle in a haystack", "A fact inside a long text", needle, (512, 2048, 4096, None)),
+    Example(
+        "needle",
+        "Needle in a haystack",
+        "A fact inside a text of so many tokens, and a question for it",
+        needle,
+        (512, 2048, 4096, None),
+    ),
     Example("sinks", "Sinks", "Plain prose: most heads rest on the first token", sinks),
     Example("names", "Who gets the milk", "Two names, one of them twice: the model writes the other", names),
     Example("instruction", "Chat with an instruction", "A question, and how to answer it", instruction),

@@ -104,9 +104,9 @@
 
   /** With a view the prompt is one line; it opens again to be changed. */
   function fold(folded) {
-    const there = Boolean(now || element("bar").dataset.run);
+    const there = Boolean(now || element("line").dataset.run);
     set("prompt", { hidden: folded && there });
-    set("bar", { hidden: !there });
+    set("line", { hidden: !there });
     const button = element("edit");
     button.textContent = folded ? "Edit prompt" : "Fold prompt";
     button.setAttribute("aria-expanded", String(!folded));
@@ -138,7 +138,11 @@
     return done(said);
   }
 
-  const carried = ({ layer, head, stat, reduce, scale, thumbs }) => ({ layer, head, stat, reduce, scale, thumbs });
+  /** What of a view is kept when another prompt is shown: the head and how it is drawn, not the tokens. */
+  function carried({ layer, head, stat, reduce, scale, thumbs }, recipe) {
+    const known = !stat?.startsWith("mass:") || recipe.regions.some((region) => `mass:${region[0]}` === stat);
+    return { layer, head, stat: known ? stat : null, reduce, scale, thumbs };
+  }
 
   // -- callbacks ---------------------------------------------------------------------------------------------------
 
@@ -149,10 +153,10 @@
       /** The page is there: show the run of the address, or the tab's last one. */
       start(begin) {
         if (now && now.root !== element("view")) unmount();
-        if (!begin) return nothing;
+        if (!begin) return dash_clientside.no_update;
         if (begin.run) ask({ run: begin.run });
         else if (begin.state === "none" && remembered()) ask({ run: remembered(), only_kept: true });
-        return nothing;
+        return Date.now();
       },
       run(clicks, recipe) {
         if (clicks) ask({ recipe });
@@ -162,7 +166,7 @@
       ran(data) {
         if (!data || !element("view")) return nothing;
         const here = runOf() === data.run;
-        const before = now && now.data.recipe.model === data.recipe.model ? carried(now.viewer.getState()) : {};
+        const before = now && now.data.recipe.model === data.recipe.model ? carried(now.viewer.getState(), data.recipe) : {};
         if (!here) {
           const next = address(data.run, before);
           runOf() || now ? history.pushState(null, "", next) : history.replaceState(null, "", next);
@@ -171,7 +175,7 @@
         const editor = window.headscopePrompt.get("explore");
         if (data.by === "run" && editor && editor.base !== data.run) editor.fill(data.recipe, data.run);
         else if (editor) editor.fill(null, data.run);
-        element("bar").dataset.run = data.run;
+        element("line").dataset.run = data.run;
         element("steer").href = `/steer?run=${data.run}`;
         element("more").hidden = data.room <= 0;
         remember(data.run);
@@ -214,7 +218,7 @@
     else {
       unmount();
       element("view").replaceChildren();
-      delete element("bar").dataset.run;
+      delete element("line").dataset.run;
       remember(null);
       fold(false);
     }

@@ -43,14 +43,28 @@
 
   /** Add a span; spans of one name that touch become one. */
   function marked(regions, name, from, to) {
-    const others = [];
+    const out = [];
+    let place = -1; // the first one that it joins: the order of names is that of their colours
     for (const region of regions) {
       if (region[0] === name && region[1] <= to && region[2] >= from) {
         from = Math.min(from, region[1]);
         to = Math.max(to, region[2]);
-      } else others.push(region);
+        if (place < 0) place = out.push(null) - 1;
+      } else out.push(region);
     }
-    return [...others, [name, from, to]];
+    if (place < 0) place = out.push(null) - 1;
+    out[place] = [name, from, to];
+    return out;
+  }
+
+  /** Give a region another name; if that is taken the two become one. */
+  function renamed(regions, old, name) {
+    let out = [];
+    for (const [own, from, to] of regions) {
+      if (own === old || own === name) out = marked(out, name, from, to);
+      else out.push([own, from, to]);
+    }
+    return out;
   }
 
   /** Without white space at the edges, unless there is nothing else. */
@@ -157,7 +171,6 @@
   class Editor {
     constructor(root, name, limit) {
       Object.assign(this, { root, name, limit, regions: [], text: "", settings: {}, base: "", history: [], matches: [] });
-      this.colours = new Map();
       this.counts = null;
       this.build();
       this.onSelection = () => this.selectionChanged();
@@ -287,7 +300,7 @@
     }
 
     flush() {
-      if (this.timer) this.send();
+      if (this.timer && this.begun) this.send();
     }
 
     send() {
@@ -322,11 +335,8 @@
       const name = tidyName(wanted);
       if (!name || name === old) return this.draw();
       if (RESERVED.includes(name)) return (this.draw(), this.say(`“${name}” has a meaning of its own. Choose another name.`, true));
-      const moved = this.regions.filter((region) => region[0] === old);
-      if (!this.colours.has(name)) this.colours.set(name, this.colours.get(old));
-      let regions = this.regions.filter((region) => region[0] !== old);
-      for (const [, from, to] of moved) regions = marked(regions, name, from, to);
-      this.regions = regions;
+      this.remember();
+      this.regions = renamed(this.regions, old, name);
       this.counts = null;
       this.draw();
       this.send();
@@ -336,7 +346,6 @@
     remove(name) {
       this.remember();
       this.regions = this.regions.filter((region) => region[0] !== name);
-      this.colours.delete(name);
       this.draw();
       this.send();
       this.say(`${name} is marked no more.`);
@@ -378,19 +387,14 @@
 
     // -- what is seen --------------------------------------------------------------------------------------------
 
+    /** The viewer colours regions in the same order: as they were marked. */
     colour(name) {
-      if (!this.colours.has(name)) {
-        const used = new Set(this.colours.values());
-        const free = [...Array(COLOURS).keys()].find((colour) => !used.has(colour));
-        this.colours.set(name, free ?? this.colours.size % COLOURS);
-      }
-      return this.colours.get(name);
+      const names = [...new Set(this.regions.map((region) => region[0]))];
+      return names.indexOf(name) % COLOURS;
     }
 
     draw() {
       const names = namesOf(this.regions);
-      for (const name of this.colours.keys()) if (!names.includes(name)) this.colours.delete(name);
-      names.forEach((name) => this.colour(name));
       const long = this.text.length > PLAIN_FROM;
       this.sheet.classList.toggle("is-long", long);
       if (long) this.backdrop.replaceChildren();
@@ -564,21 +568,22 @@
       /** Fill the form: with what the layout or a file gives, or with what the tab remembers. */
       begin(draft) {
         const name = formOf();
-        const fresh = editors.get(name)?.root !== document.getElementById(`${name}-editor`);
         const editor = editorOf(name);
-        if (!editor || !draft) return undefined;
-        const kept = fresh && draft.first ? store.get(name) : null;
+        if (!editor || !draft) return dash_clientside.no_update;
+        const kept = !editor.begun && draft.first ? store.get(name) : null;
+        editor.begun = true;
         const same = kept && kept.recipe && (!draft.base || kept.base === draft.base);
         if (same) editor.fill({ ...(draft.defaults || {}), ...kept.recipe }, kept.base);
         else editor.fill({ ...(draft.first ? draft.defaults : {}), ...(draft.fields || {}) }, draft.base);
         if (!draft.first && draft.fields) editor.say("Opened.");
-        return undefined;
+        return Date.now();
       },
       settle(model, chat, system, fresh, edit) {
         const name = formOf();
         const editor = editorOf(name);
         const chats = chat === "chat";
-        if (editor) {
+        // Before the form is filled its fields hold what the layout wrote, which the tab may know better.
+        if (editor?.begun) {
           const settings = { model, chat: chats, system, new_tokens: Number(fresh) || 0, edit };
           if (settings.model !== editor.settings.model) editor.counts = null;
           editor.settings = settings;
@@ -614,6 +619,6 @@
 
   window.headscopePrompt = {
     get: (name) => editors.get(name),
-    pure: { difference, shifted, marked, trimmed, toPoints, toUnits, tidyName, places, segments, namesOf },
+    pure: { difference, shifted, marked, renamed, trimmed, toPoints, toUnits, tidyName, places, segments, namesOf },
   };
 })();

@@ -79,7 +79,7 @@ def prompt_form(
     side = [*_settings(desk, name, given, edits), *([action] if action is not None else [])]
     stores = [
         dcc.Store(id=f"{name}-draft", data=draft),
-        *(dcc.Store(id=f"{name}-{part}") for part in ("recipe", "counted", "again", "open", "saving")),
+        *(dcc.Store(id=f"{name}-{part}") for part in ("recipe", "counted", "again", "open", "saving", "begun")),
     ]
     return html.Div(
         [*stores, html.Div([html.Div(main, className="prompt-main"), html.Div(side, className="prompt-side")])],
@@ -152,11 +152,13 @@ def _settings(desk: Desk, name: str, given: dict[str, Any], edits: bool) -> list
     ]
 
 
+def _id(name: str, kind: str, key: str, length: int | None, place: str) -> dict[str, Any]:
+    return {"form": name, "kind": kind, "key": key, "length": -1 if length is None else length, "place": place}
+
+
 def _item(name: str, kind: str, key: str, label: str, about: str = "", length: int | None = None) -> dmc.MenuItem:
     inside = [html.Span(label, className="menu-label"), html.Span(about, className="menu-about")] if about else label
-    return dmc.MenuItem(
-        inside, id={"form": name, "kind": kind, "key": key, "length": -1 if length is None else length}, n_clicks=0
-    )
+    return dmc.MenuItem(inside, id=_id(name, kind, key, length, "menu"), n_clicks=0)
 
 
 def _menu(target: str, label: str, items: list[Any]) -> dmc.Menu:
@@ -170,11 +172,35 @@ def _examples(name: str) -> dmc.Menu:
     items: list[Any] = []
     for example in examples.EXAMPLES:
         for length in example.lengths or (None,):
-            label = example.label
-            if example.lengths:
-                label += f", {length:,} tokens" if length else ", the whole context"
-            items.append(_item(name, "example", example.key, label, example.about, length))
+            items.append(_item(name, "example", example.key, _called(example, length), example.about, length))
     return _menu(f"{name}-examples", "Examples", items)
+
+
+def starters(name: str) -> html.Div:
+    """Return the examples once more, for a page that has nothing else to show yet."""
+    rows = []
+    for example in examples.EXAMPLES:
+        lengths = example.lengths or (None,)
+        words = [
+            html.Button(
+                (f"{length:,}" if length else "whole context") if example.lengths else example.label,
+                id=_id(name, "example", example.key, length, "page"),
+                n_clicks=0,
+                className="starter",
+                type="button",
+                **{"aria-label": _called(example, length)},
+            )
+            for length in lengths
+        ]
+        first = [f"{example.label}: ", *words] if example.lengths else words
+        rows.append(html.Li([html.Span(first, className="starter-name"), html.Span(example.about, className="soft")]))
+    return html.Div([html.H2("Or begin with"), html.Ul(rows)], id=f"{name}-starters", className="starters")
+
+
+def _called(example: examples.Example, length: int | None) -> str:
+    if not example.lengths:
+        return example.label
+    return f"{example.label}, {f'{length:,} tokens' if length else 'the whole context'}"
 
 
 def _saved(desk: Desk, name: str) -> dmc.Menu:
@@ -213,14 +239,17 @@ def prompt_callbacks(app: Dash, desk: Desk, name: str, readers: Readers | None =
     """Register what the form does."""
     readers = readers or Readers(desk)
     part = ClientsideFunction
-    app.clientside_callback(part("headscope_prompt", "begin"), Input(f"{name}-draft", "data"))
+    # A callback without an output is not called when the page begins.
+    app.clientside_callback(
+        part("headscope_prompt", "begin"), Output(f"{name}-begun", "data"), Input(f"{name}-draft", "data")
+    )
     app.clientside_callback(part("headscope_prompt", "counted"), Input(f"{name}-counted", "data"))
     app.clientside_callback(
         part("headscope_prompt", "settle"),
         Output(f"{name}-system-box", "hidden"),
         *(Input(f"{name}-{field}", "value") for field in ("model", "chat", "system", "new", "edit")),
     )
-    chosen = {"form": name, "kind": ALL, "key": ALL, "length": ALL}
+    chosen = {"form": name, "kind": ALL, "key": ALL, "length": ALL, "place": ALL}
     app.clientside_callback(
         part("headscope_prompt", "choose"),
         Output(f"{name}-open", "data"),

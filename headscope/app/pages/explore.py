@@ -11,14 +11,14 @@ from dash.exceptions import PreventUpdate
 
 from headscope.app.api import RANKING
 from headscope.app.cell import cell
-from headscope.app.components.prompt import prompt_callbacks, prompt_form
+from headscope.app.components.prompt import prompt_callbacks, prompt_form, starters
 from headscope.app.components.ranking_files import rankings, read
 from headscope.app.components.trouble import notice, told
 from headscope.app.components.work import job, teller, working
 from headscope.app.page import Page
 from headscope.app.reading import Readers
 from headscope.app.runs import Recipe
-from headscope.errors import HeadscopeError, RequestError
+from headscope.errors import HeadscopeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,16 +68,23 @@ def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
             html.H1("Explore", className="unseen"),
             dcc.Store(id="explore-begin", data=begin),
             dcc.Store(id="explore-ask"),
+            dcc.Store(id="explore-began"),
             dcc.Store(id="explore-run"),
-            _bar(),
             html.Div(
-                prompt_form(desk, "explore", base=base or "", action=action, **fields),
-                id="explore-prompt",
-                className="explore-prompt",
-                hidden=begin["state"] == "kept",
+                [
+                    _bar(),
+                    html.Div(
+                        prompt_form(desk, "explore", base=base or "", action=action, **fields),
+                        id="explore-prompt",
+                        className="explore-prompt",
+                        hidden=begin["state"] == "kept",
+                    ),
+                    working("explore-look"),
+                    html.Div(trouble, id="explore-error", **{"aria-live": "assertive"}),
+                    starters("explore"),
+                ],
+                className="explore-top",
             ),
-            working("explore"),
-            html.Div(trouble, id="explore-error", **{"aria-live": "assertive"}),
             html.Div(id="explore-view", className="explore-view"),
         ],
         className="page explore",
@@ -96,7 +103,7 @@ def _bar() -> html.Div:
             html.Div([*buttons, steer], className="run-actions"),
             html.Span(id="explore-done", className="run-done", role="status"),
         ],
-        id="explore-bar",
+        id="explore-line",
         className="run-bar",
         hidden=True,
     )
@@ -126,7 +133,7 @@ def callbacks(app: Dash, desk: Desk) -> None:
         Output("explore-what", "children"),
         Output("explore-error", "children"),
         Input("explore-ask", "data"),
-        **job("explore", "explore-go"),
+        **job("explore-look", "explore-go"),
     )  # type: ignore[untyped-decorator]
     @told(2)
     def look(set_progress: Any, asked: dict[str, Any] | None) -> Any:
@@ -153,7 +160,8 @@ def callbacks(app: Dash, desk: Desk) -> None:
             prevent_initial_call=function != "start",
         )
 
-    act("start", Input("explore-begin", "data"))
+    # A callback without an output is not called when the page begins.
+    act("start", Input("explore-begin", "data"), output=Output("explore-began", "data"))
     act("ran", Input("explore-run", "data"))
     act("run", Input("explore-go", "n_clicks"), State("explore-recipe", "data"))
     for key, *_ in _ACTIONS:
@@ -166,18 +174,12 @@ def asked_for(desk: Desk, asked: dict[str, Any]) -> tuple[Recipe, str]:
     Raises
     ------
     RequestError
-        If it is none, or larger than a page may send.
+        If there is none.
     """
     if "run" in asked:
         recipe = Recipe.load(desk.workspace, str(asked["run"]))
         return recipe, str(asked["run"])
-    try:
-        recipe = Recipe.read(asked["recipe"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError("The form did not arrive whole: reload the page.") from error
-    size, limit = len(recipe.text.encode("utf-8", "surrogatepass")), desk.settings.upload_bytes
-    if size > limit:
-        raise RequestError(f"The prompt has {size / 1e6:.1f} MB; a page takes {limit / 1e6:.1f}. Shorten it.")
+    recipe = Recipe.read(asked.get("recipe"))
     return recipe, recipe.id
 
 
