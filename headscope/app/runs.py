@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 RECIPES = ".app/recipes"
 RECIPES_KEPT = 500
 """Recipes that are remembered; the oldest are forgotten."""
+MOST_REGIONS, LONGEST_NAME = 32, 40
+"""Every region costs a number per head and token."""
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _KINDS: dict[str, Any] = {
@@ -88,7 +90,11 @@ class Recipe:
             raise PromptError("The prompt is empty: type or load some text.")
         spans: dict[str, list[tuple[int, int]]] = {}
         for name, start, end in self.regions:
+            if not name.strip() or len(name) > LONGEST_NAME:
+                raise PromptError(f"A region cannot be called {name!r:.60}: use 1 to {LONGEST_NAME} characters.")
             spans.setdefault(name, []).append((start, end))
+        if len(spans) > MOST_REGIONS:
+            raise PromptError(f"{len(spans)} regions are marked: {MOST_REGIONS} are taken at most. Join some.")
         if not self.chat:
             if self.system:
                 raise PromptError("A system message needs the chat template: switch it on.")
@@ -97,6 +103,8 @@ class Recipe:
         # Chat templates trim the message: what is left of it begins where the region does.
         lead = len(self.text) - len(self.text.lstrip())
         at = made.text.find(self.text.strip(), made.offsets[made.positions("prompt")[0]][0])
+        if at < 0 and spans:
+            raise PromptError("The chat template of this model changes the text: mark regions without the template.")
         moved = {
             name: [(max(start - lead, 0) + at, min(end - lead, len(self.text.strip())) + at) for start, end in pairs]
             for name, pairs in spans.items()
