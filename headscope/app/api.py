@@ -27,7 +27,7 @@ RANKING = "ranking:"
 class _Index(IntegerConverter):
     """A number that no layer, head or token can pass; Python would take seconds over a million digits."""
 
-    regex = r"\d{1,9}"
+    regex = "[0-9]{1,9}"
 
 
 def blueprint(desk: Desk) -> Blueprint:
