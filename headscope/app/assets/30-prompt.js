@@ -13,17 +13,22 @@
 
   // -- pure functions --------------------------------------------------------------------------------------------
 
-  /** Where two texts differ, as {at, removed, inserted}; `caret` is where typing ended and settles what is ambiguous. */
-  function difference(before, after, caret) {
+  /** Where two texts differ, as {at, removed, inserted}, when at most `most` characters of their ends may be the same. */
+  function between(before, after, most) {
     const shorter = Math.min(before.length, after.length);
     let tail = 0;
-    const most = caret === undefined ? shorter : Math.min(shorter, after.length - caret);
-    while (tail < most && before.charCodeAt(before.length - 1 - tail) === after.charCodeAt(after.length - 1 - tail)) tail++;
+    while (tail < Math.min(most, shorter) && before.charCodeAt(before.length - 1 - tail) === after.charCodeAt(after.length - 1 - tail)) tail++;
     let head = 0;
-    const left = shorter - tail;
-    while (head < left && before.charCodeAt(head) === after.charCodeAt(head)) head++;
-    if (caret !== undefined && tail < most) return difference(before, after); // the caret told nothing: an undo, say
+    while (head < shorter - tail && before.charCodeAt(head) === after.charCodeAt(head)) head++;
     return { at: head, removed: before.length - head - tail, inserted: after.length - head - tail };
+  }
+
+  /** Where two texts differ. `caret` is where typing ended, which tells apart what the texts do not: a in aa, say. */
+  function difference(before, after, caret) {
+    const least = between(before, after, Infinity);
+    if (caret === undefined) return least;
+    const told = between(before, after, after.length - caret);
+    return told.removed + told.inserted > least.removed + least.inserted ? least : told;
   }
 
   /** Regions after an edit: those behind it move, those around it grow or shrink, those inside it leave. */

@@ -169,10 +169,11 @@ def _menu(target: str, label: str, items: list[Any]) -> dmc.Menu:
 
 
 def _examples(name: str) -> dmc.Menu:
-    items: list[Any] = []
-    for example in examples.EXAMPLES:
-        for length in example.lengths or (None,):
-            items.append(_item(name, "example", example.key, _called(example, length), example.about, length))
+    items = [
+        _item(name, "example", example.key, _called(example, length), example.about, length)
+        for example in examples.EXAMPLES
+        for length in example.lengths or (None,)
+    ]
     return _menu(f"{name}-examples", "Examples", items)
 
 
