@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,19 +11,63 @@ from torch import Tensor
 
 from headscope.errors import RequestError
 from headscope.kernels.dispatch import compute, fused_tile
-from headscope.kernels.inputs import AttentionInputs
+from headscope.kernels.inputs import AttentionInputs, accumulation_dtype
 from headscope.kernels.rows import Wants
+
+_Slot = tuple[int, int, int, bool]
+"""Layer, head, sample, and whether edits of the head were left out."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Why one query attends to one key as much as it does.
+
+    Parameters
+    ----------
+    q, k
+        The query and the key as they meet, (D,), rotary position included.
+    scale, softcap, bias
+        logit = softcap·tanh(scale·q·k / softcap) + bias; the cap is None where there is none, and the bias holds
+        what the model adds by position.
+    raw, logit
+        scale·q·k, and what becomes of it; −inf where the query may not see the key.
+    lse
+        Log-normaliser of the query's row: weight = exp(logit − lse).
+    weight
+        Attention, before edits.
+    visible
+        Whether the query may see the key.
+    edited
+        Attention after edits, where an edit concerns the row; None elsewhere.
+    """
+
+    q: Tensor
+    k: Tensor
+    scale: float
+    softcap: float | None
+    bias: float
+    raw: float
+    logit: float
+    lse: float
+    weight: float
+    visible: bool
+    edited: float | None
 
 
 class QKStore:
-    """Queries and keys of some layers, O(T·D) each: the source of exact tiles for zooming.
+    """Queries and keys of some layers, O(T·D) each: the source of exact tiles for zooming. Thread-safe.
 
     ``store.tile(layer, head, rows=range(0, 64), cols=range(0, 64))``.
+
+    Parameters
+    ----------
+    layers
+        The calls; their values are let go of.
     """
 
     def __init__(self, layers: dict[int, AttentionInputs]) -> None:
-        self._layers = layers
-        self._lse: dict[tuple[int, int, int], Tensor] = {}
+        self._layers = {layer: _bare(inp) for layer, inp in layers.items()}
+        self._lse: dict[_Slot, Tensor] = {}
 
     @property
     def layers(self) -> list[int]:
@@ -31,8 +76,25 @@ class QKStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(x.numel() * x.element_size() for inp in self._layers.values() for x in (inp.q, inp.k))
+        """Bytes held; masks and biases that layers share count once."""
+        held = [x for inp in self._layers.values() for x in (inp.q, inp.k, inp.mask, inp.bias) if x is not None]
+        sizes = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+        return sum(sizes.values()) + sum(x.numel() * x.element_size() for x in list(self._lse.values()))
+
+    def shape(self, layer: int) -> tuple[int, int, int, int]:
+        """Return how many samples, heads, queries and keys a layer has."""
+        inp = self._layer(layer)
+        return inp.batch, inp.heads, inp.tq, inp.tk
+
+    def know(self, layer: int, lse: Tensor) -> None:
+        """Take log-normalisers of all rows (B, H, Tq) that are known already, so that tiles need not work them out."""
+        inp = self._layer(layer)
+        if lse.shape != inp.q.shape[:3]:
+            raise RequestError(f"Log-normalisers of shape {tuple(lse.shape)}: layer {layer} has {inp.q.shape[:3]}.")
+        for batch in range(inp.batch):
+            for head in range(inp.heads):
+                if not _head(inp, head, batch).edits:
+                    self._lse[layer, head, batch, False] = lse[batch, head].to(inp.q.device)
 
     def tile(
         self,
@@ -56,20 +118,16 @@ class QKStore:
         reduce
             How a block becomes a number.
         """
-        if layer not in self._layers:
-            raise RequestError(f"Layer {layer} was not kept; layers kept: {self.layers}.")
-        inp = self._layers[layer]
-        if not 0 <= head < inp.heads or not 0 <= batch < inp.batch:
-            raise RequestError(f"Head {head} of sample {batch}: there are {inp.heads} heads and {inp.batch} samples.")
+        inp = self._layer(layer)
+        one = self._one(layer, head, batch)
         rows, cols = rows or range(inp.tq), cols or range(inp.tk)
         if not (0 <= rows.start < rows.stop <= inp.tq and 0 <= cols.start < cols.stop <= inp.tk):
             raise RequestError(f"Tile {rows} × {cols} is outside the pattern of {inp.tq} × {inp.tk}.")
-        one = _head(inp, head, batch)
-        if rows.step == cols.step == 1:
-            lse = self._lse.get((layer, head, batch))
-            fused = fused_tile(one, (rows.start, rows.stop), (cols.start, cols.stop), pool, reduce, lse)
+        if rows.step == cols.step == 1 and not one.edits:
+            slot = (layer, head, batch, False)
+            fused = fused_tile(one, (rows.start, rows.stop), (cols.start, cols.stop), pool, reduce, self._lse.get(slot))
             if fused is not None:
-                tile, self._lse[layer, head, batch] = fused
+                tile, self._lse[slot] = fused
                 return tile[0, 0].cpu()
         height = max(1, 4096 // inp.tk) if pool is None else pool[0] * max(1, 4096 // (pool[0] * inp.tk))
         parts = []
@@ -81,8 +139,76 @@ class QKStore:
             parts.append(part if pool is None else _pool(part, pool, reduce))
         return torch.cat(parts)
 
+    @torch.no_grad()
+    def pair(self, layer: int, head: int, query: int, key: int, *, batch: int = 0) -> Pair:
+        """Return why a query attends to a key as much as it does."""
+        inp = self._layer(layer)
+        one = self._one(layer, head, batch)
+        if not (0 <= query < inp.tq and 0 <= key < inp.tk):
+            raise RequestError(f"Query {query} and key {key} are outside the pattern of {inp.tq} × {inp.tk}.")
+        edited = None
+        if any(edit.rows is None or bool(edit.rows[0, query]) for edit in one.edits):
+            edited = float(self.tile(layer, head, rows=range(query, query + 1), cols=range(key, key + 1), batch=batch))
+        q, k = one.q[0, 0, query].double().cpu(), one.k[0, 0, key].double().cpu()
+        raw = float(q @ k) * one.scale
+        capped = raw if one.softcap is None else one.softcap * math.tanh(raw / one.softcap)
+        bias = 0.0 if one.bias is None else _at(one.bias, query, key)
+        visible = not one.causal or key <= query + one.offset
+        if one.mask is not None:
+            extra = _at(one.mask, query, key)
+            if one.mask.dtype == torch.bool:
+                visible = visible and bool(extra)
+            else:
+                visible = visible and extra > torch.finfo(one.mask.dtype).min / 2
+                bias += extra if visible else 0.0
+        logit = capped + bias if visible else -math.inf
+        lse = float(self._normaliser(replace(one, edits=()), (layer, head, batch, bool(one.edits)))[query])
+        weight = math.exp(logit - lse) if visible else 0.0
+        return Pair(q, k, one.scale, one.softcap, bias, raw, logit, lse, weight, visible, edited)
+
+    def _layer(self, layer: int) -> AttentionInputs:
+        if layer not in self._layers:
+            raise RequestError(f"Layer {layer} was not kept; layers kept: {self.layers}.")
+        return self._layers[layer]
+
+    def _one(self, layer: int, head: int, batch: int) -> AttentionInputs:
+        inp = self._layer(layer)
+        if not 0 <= head < inp.heads or not 0 <= batch < inp.batch:
+            raise RequestError(f"Head {head} of sample {batch}: there are {inp.heads} heads and {inp.batch} samples.")
+        return _head(inp, head, batch)
+
+    def _normaliser(self, one: AttentionInputs, slot: _Slot) -> Tensor:
+        """Return log-normalisers (Tq,) of a head without edits, worked out where they are not known."""
+        if slot not in self._lse:
+            # The fused kernel takes calls whose values are as wide as their keys.
+            found = compute(replace(_full(one), v=one.k.to(accumulation_dtype(one.k.dtype))), Wants(lse=True)).lse
+            assert found is not None
+            self._lse[slot] = found[0, 0]
+        return self._lse[slot]
+
+
+def _bare(inp: AttentionInputs) -> AttentionInputs:
+    """Return a call without its values: a slice of them would hold them all."""
+    q, k = (x.detach() for x in (inp.q, inp.k))
+    if q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr():  # with the values, in one projection
+        q, k = q.clone(), k.clone()
+    return replace(inp, q=q, k=k, v=inp.v.new_empty(*inp.v.shape[:3], 0))
+
+
+def _full(inp: AttentionInputs) -> AttentionInputs:
+    """Return a call in the precision that statistics are computed in."""
+    dtype = accumulation_dtype(inp.q.dtype)
+    return replace(inp, q=inp.q.to(dtype), k=inp.k.to(dtype))
+
+
+def _at(extra: Tensor, query: int, key: int) -> float:
+    """Return a mask or bias (1, 1, Tq or 1, Tk or 1) at one pair."""
+    row = extra[0, 0, query if extra.shape[2] > 1 else 0]
+    return float(row[key if len(row) > 1 else 0])
+
 
 def _head(inp: AttentionInputs, head: int, batch: int) -> AttentionInputs:
+    """Return one head of one sample, with those edits that concern it."""
     group = inp.with_kv_head(head // inp.group)
     inside = slice(head % inp.group, head % inp.group + 1)
 
@@ -92,6 +218,7 @@ def _head(inp: AttentionInputs, head: int, batch: int) -> AttentionInputs:
         one = extra[batch : batch + 1] if extra.shape[0] > 1 else extra
         return one if one.shape[1] == 1 else one[:, inside]
 
+    edits = tuple(edit.pick(inside).of(batch) for edit in group.edits)
     return replace(
         group,
         q=group.q[batch : batch + 1, inside],
@@ -99,7 +226,7 @@ def _head(inp: AttentionInputs, head: int, batch: int) -> AttentionInputs:
         v=group.v[batch : batch + 1],
         mask=pick(group.mask),
         bias=pick(group.bias),
-        edits=tuple(edit.pick(inside).of(batch) for edit in group.edits),
+        edits=tuple(edit for edit in edits if bool(edit.heads.any())),
         sinks=None if group.sinks is None else group.sinks[inside],
     )
 

@@ -3,59 +3,134 @@
 from __future__ import annotations
 
 import itertools
-import math
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch.nn import functional
 
-from headscope.errors import RequestError
+from headscope.errors import RequestError, UnsupportedError, nearest
+from headscope.models.prompt import Prompt
+from headscope.report.view.memory import Floats, Recent
+from headscope.report.view.statistics import Statistic, statistics
 
 if TYPE_CHECKING:
     from headscope.attention.result import Run
     from headscope.models.model import Model
 
-Floats = NDArray[np.float32]
-
 TILE = 256
 """Cells of a tile along either side."""
 THUMB = 32
-"""Cells of a thumbnail along either side, at most."""
+"""Cells of a thumbnail along either side."""
+OVERVIEW = "overview_max"
+"""Name of the capture that pools the whole pattern to the cells of the last level."""
+RECENT = 64 << 20
+"""Bytes of tiles that a view remembers."""
+LONGEST = 2048
+"""Tokens up to which distances are read off whole patterns where attention goes both ways."""
+
+_WORKERS = threading.BoundedSemaphore(2)
+"""Tiles take all processors, so that more at a time would only wait for each other; a short one may pass a long one."""
 
 
 def levels(length: int) -> int:
     """Return how many levels a pyramid over ``length`` tokens has; the last fits into one tile."""
-    return 1 + max(0, math.ceil(math.log2(length / TILE))) if length > TILE else 1
+    return 1 + (-(-length // TILE) - 1).bit_length()
 
 
 def bins(length: int) -> int:
     """Return how many cells the last level has along either side."""
-    return -(-length // 2 ** (levels(length) - 1))
+    return -(-length // (1 << (levels(length) - 1)))
+
+
+def viewed_stack(model: Model) -> str:
+    """Return which attention of a model is looked at: of encoder-decoders the encoder's, which reads the prompt.
+
+    Raises
+    ------
+    UnsupportedError
+        If the model reads no text.
+    """
+    spec = model.spec
+    stack = "encoder" if {"encoder", "decoder"} <= set(spec.stacks) else spec.default_stack
+    if stack not in ("encoder", "decoder") or model.hf.main_input_name != "input_ids":
+        raise UnsupportedError(
+            f"{spec.name} ({spec.family}) reads no text: a view is of the tokens of a prompt. Its statistics come from "
+            "model.run(…)."
+        )
+    return stack
 
 
 class View:
-    """The view of one run; see ``headscope.report.view.capture.look``. Thread-safe.
+    """The view of one run of one prompt; see ``headscope.report.view.capture.look``. Thread-safe.
+
+    What the run did not capture is left out of the statistics; tiles, rows and columns need ``hs.QK()`` alone. Arrays
+    are read-only: they are handed out again.
+
+    Parameters
+    ----------
+    run
+        A run of one prompt with ``hs.QK()`` among its captures.
+    model
+        The model that ran; it is not held.
+    stack
+        Which attention was captured; by default the one that reads the prompt.
 
     Raises
     ------
     RequestError
-        If the run kept no queries and keys.
+        If the run kept no queries and keys, or is not of one prompt.
     """
 
-    def __init__(self, run: Run, model: Model) -> None:
+    def __init__(self, run: Run, model: Model, *, stack: str | None = None) -> None:
         if not run.qk:
             raise RequestError("A view needs queries and keys: capture hs.QK(), or call model.view(prompt).")
-        self.prompt = run.prompt
-        self._model = model.name
-        self._family = model.spec.family
-        self._layers = model.spec.layers()
-        self._store = next(iter(run.qk.values()))
-        self._lock = threading.Lock()
-        self._stats, self._abouts = _statistics(run, self._layers, self.prompt)
-        self._thumbs = _array(run, "thumbs")
-        self._overviews = {reduce: _array(run, f"overview_{reduce}") for reduce in ("mean", "max")}
+        self.prompt = _prompt(run, model)
         self.length = len(self.prompt)
+        self._layers = model.spec.layers(stack or viewed_stack(model))
+        self._store = next(iter(run.qk.values()))
+        self._model, self._family = model.name, model.spec.family
+        self._rotary = _rotary(model, [layer.attn for layer in self._layers])
+        held = set(self._store.layers)
+        for layer in held:
+            if layer >= len(self._layers) or self._store.shape(layer)[2:] != (self.length, self.length):
+                raise RequestError(
+                    f"These queries and keys are not of the {self.length} tokens of the prompt: name the stack that "
+                    "was captured, as View(run, model, stack='encoder')."
+                )
+        self._heads = [layer.heads if layer.index in held else 0 for layer in self._layers]
+        self._know(run)
+        found = statistics(run, self._layers, self.length, self._distances())
+        self._stats: dict[str, Statistic] = {stat.name: stat for stat in found}
+        self._overview = _overview(run)
+        self._recent = Recent(RECENT)
+
+    def _know(self, run: Run) -> None:
+        """Give the store the log-normalisers that were captured."""
+        if "logsumexp" not in run or {"layer", "head"} - set(run["logsumexp"].dims):
+            return
+        lse = run["logsumexp"].transpose("layer", "batch", "head", "query")
+        if lse.sizes["query"] == self.length:
+            for layer, values in zip(lse["layer"].values.tolist(), lse.values, strict=True):
+                if layer in self._store.layers:
+                    self._store.know(layer, torch.from_numpy(values))
+
+    def _distances(self) -> Floats | None:
+        """Return mean distances (layers, heads) where attention goes both ways, NaN elsewhere."""
+        both = [layer.index for layer in self._layers if not layer.causal and self._heads[layer.index]]
+        if not both or self.length > LONGEST:
+            return None
+        found = np.full((len(self._layers), max(self._heads)), np.nan, np.float32)
+        at = torch.arange(self.length, dtype=torch.float32)
+        apart = (at[:, None] - at).abs()
+        for layer, head in ((at, head) for at in both for head in range(self._heads[at])):
+            pattern = self._store.tile(layer, head).float()
+            found[layer, head] = (pattern * apart).sum(-1).div(pattern.sum(-1).clamp(min=1e-12)).mean()
+        return found
+
+    # -- what there is -----------------------------------------------------------------------------------------
 
     def meta(self) -> dict[str, Any]:
         """Return what there is to look at, as JSON values."""
@@ -64,37 +139,59 @@ class View:
             "model": self._model,
             "family": self._family,
             "layers": len(self._layers),
-            "heads": [layer.heads for layer in self._layers],
+            "heads": list(self._heads),
             "length": self.length,
             "tokens": self.prompt.tokens,
             "prompt_length": generated[0] if generated else self.length,
-            "regions": {name: _spans(found) for name, found in self.prompt.regions.items()},
+            "regions": {name: spans(found) for name, found in self.prompt.regions.items()},
             "causal": [layer.causal for layer in self._layers],
             "window": [layer.window for layer in self._layers],
             "sinks": [layer.sinks for layer in self._layers],
-            "stats": self._abouts,
+            "stats": [stat.meta() for stat in self._stats.values()],
             "tile": TILE,
             "levels": levels(self.length),
             "thumb": THUMB,
         }
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the view keeps."""
+        overview = 0 if self._overview is None else self._overview.nbytes
+        return self._store.nbytes + overview + self._recent.nbytes + sum(s.values.nbytes for s in self._stats.values())
+
     def stat(self, name: str) -> Floats:
-        """Return a statistic of all heads (layers, heads)."""
+        """Return a statistic of all heads (layers, heads), NaN where there is no head."""
         if name not in self._stats:
-            raise RequestError(f"There is no statistic {name!r}: {', '.join(self._stats)}.")
-        return self._stats[name]
+            raise RequestError(f"This view has no statistic {name!r}.{nearest(name, self._stats)}")
+        return self._stats[name].values
+
+    # -- patterns ----------------------------------------------------------------------------------------------
 
     def thumbs(self, layer: int) -> Floats:
-        """Return the pooled patterns of a layer (heads, cells, cells)."""
-        self._check(layer, 0)
-        if self._thumbs is None:
-            raise RequestError("This run kept no overviews.")
-        return self._thumbs[layer]
+        """Return small pictures of all patterns of a layer (heads, cells, cells): the largest weight in each cell."""
+        self._check(layer)
+
+        def make() -> Floats:
+            if self._overview is not None:
+                found = self._overview[layer, : self._heads[layer]]
+            else:
+                top = levels(self.length) - 1
+                found = np.stack([self.tile(layer, head, top, 0, 0, "max") for head in range(self._heads[layer])])
+            # Cells of a picture may share a cell of the pattern, so that its size is always the same.
+            return np.asarray(functional.adaptive_max_pool2d(torch.tensor(found), THUMB).numpy())
+
+        return self._recent.get(("thumbs", layer), make)
 
     def tile(
         self, layer: int, head: int, level: int, row: int, col: int, reduce: Literal["mean", "max"] = "max"
     ) -> Floats:
-        """Return a tile of the pyramid (rows, columns)."""
+        """Return a tile of the pyramid (rows, columns); cells that no query can see count as 0.
+
+        Raises
+        ------
+        RequestError
+            If there is no such head, level, tile or reduction.
+        """
         self._check(layer, head)
         if reduce not in ("mean", "max"):
             raise RequestError(f"reduce={reduce!r}: choose 'mean' or 'max'.")
@@ -104,82 +201,113 @@ class View:
         count = -(-self.length // side)
         if not (0 <= row < count and 0 <= col < count):
             raise RequestError(f"Tile ({row}, {col}) of level {level} is out of range: 0 to {count - 1}.")
-        overview = self._overviews[reduce]
-        if level == levels(self.length) - 1 and overview is not None:
-            return overview[layer, head]
-        spans = [range(at * side, min((at + 1) * side, self.length)) for at in (row, col)]
+        if reduce == "max" and level == levels(self.length) - 1 and self._fits():
+            assert self._overview is not None
+            return self._overview[layer, head]
+        rows, cols = (range(at * side, min((at + 1) * side, self.length)) for at in (row, col))
         pool = None if level == 0 else (1 << level, 1 << level)
-        with self._lock:
-            found = self._store.tile(layer, head, rows=spans[0], cols=spans[1], pool=pool, reduce=reduce)
-        return found.float().numpy()
+        name = ("tile", layer, head, level, row, col, reduce if level else "")
+        return self._recent.get(name, lambda: self._part(layer, head, rows, cols, pool, reduce))
 
     def row(self, layer: int, head: int, query: int) -> Floats:
         """Return what a token attends to (tokens,)."""
         self._check(layer, head, query)
-        with self._lock:
-            return self._store.tile(layer, head, rows=range(query, query + 1)).float().numpy()[0]
+        return self._part(layer, head, range(query, query + 1), range(self.length)).reshape(-1)
 
     def column(self, layer: int, head: int, key: int) -> Floats:
         """Return how much each token attends to a token (tokens,)."""
         self._check(layer, head, key)
-        with self._lock:
-            return self._store.tile(layer, head, cols=range(key, key + 1)).float().numpy()[:, 0]
+        return self._part(layer, head, range(self.length), range(key, key + 1)).reshape(-1)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the view keeps."""
-        held = [*self._stats.values(), self._thumbs, *self._overviews.values()]
-        return self._store.nbytes + sum(array.nbytes for array in held if array is not None)
+    def neuron(self, layer: int, head: int, query: int, key: int) -> dict[str, Any]:
+        """Return why a token attends to another as much as it does, as JSON values; a hidden pair's logit is −inf."""
+        self._check(layer, head, query, key)
+        with _WORKERS:
+            pair = self._store.pair(layer, head, query, key)
+        note = None
+        if pair.edited is not None:
+            note = f"An edit changes this row: the weight shown is before the edit; after it, it is {pair.edited:.4g}."
+        elif not pair.visible:
+            note = "This query cannot see this key."
+        return {
+            "q": pair.q.tolist(),
+            "k": pair.k.tolist(),
+            "product": (pair.q * pair.k * pair.scale).tolist(),
+            "scale": pair.scale,
+            "raw": pair.raw,
+            "softcap": pair.softcap,
+            "bias": pair.bias,
+            "logit": pair.logit,
+            "lse": pair.lse,
+            "weight": pair.weight,
+            "edited": pair.edited,
+            "rotary": self._rotary[layer],
+            "visible": pair.visible,
+            "note": note,
+        }
 
-    def _check(self, layer: int, head: int, *positions: int) -> None:
+    def _part(
+        self,
+        layer: int,
+        head: int,
+        rows: range,
+        cols: range,
+        pool: tuple[int, int] | None = None,
+        reduce: Literal["mean", "max"] = "max",
+    ) -> Floats:
+        with _WORKERS:
+            found = self._store.tile(layer, head, rows=rows, cols=cols, pool=pool, reduce=reduce)
+        return np.asarray(found.float().numpy())
+
+    def _fits(self) -> bool:
+        """Whether the captured overview has the cells of the last level."""
+        return self._overview is not None and -(-self.length // self._overview.shape[-1]) == 1 << (
+            levels(self.length) - 1
+        )
+
+    def _check(self, layer: int, head: int | None = None, *positions: int) -> None:
         if not 0 <= layer < len(self._layers):
             raise RequestError(f"Layer {layer} is out of range: 0 to {len(self._layers) - 1}.")
-        if not 0 <= head < self._layers[layer].heads:
-            raise RequestError(f"Head {head} is out of range: 0 to {self._layers[layer].heads - 1}.")
+        if not self._heads[layer]:
+            raise RequestError(f"Layer {layer} has no queries and keys to look at: {self._model} has none there, or "
+                               "they were not captured.")  # fmt: skip
+        if head is not None and not 0 <= head < self._heads[layer]:
+            raise RequestError(f"Head {head} is out of range: layer {layer} has heads 0 to {self._heads[layer] - 1}.")
         for position in positions:
             if not 0 <= position < self.length:
                 raise RequestError(f"Token {position} is out of range: 0 to {self.length - 1}.")
 
 
-def _array(run: Run, name: str) -> Floats | None:
-    return run[name].values[:, 0].astype(np.float32) if name in run else None
-
-
-def _statistics(run: Run, layers: Any, prompt: Any) -> tuple[dict[str, Floats], list[dict[str, Any]]]:
-    found: dict[str, Floats] = {}
-    abouts: list[dict[str, Any]] = []
-
-    def add(name: str, values: NDArray[Any], label: str, unit: str, low: float, high: float, about: str) -> None:
-        found[name] = values.astype(np.float32)
-        abouts.append({"name": name, "label": label, "unit": unit, "low": low, "high": high, "about": about})
-
-    if "mass" in run:
-        mass = run["mass"].isel(batch=0).mean("query")
-        for region in mass.region.values:
-            name = "sink" if region == "bos" else f"mass:{region}"
-            label = "Sink: mass on the first token" if region == "bos" else f"Mass on {region}"
-            values = mass.sel(region=region).transpose("layer", "head").values
-            add(name, values, label, "share of attention", 0, 1, f"Mean attention to {region}, over all queries.")
-    if "entropy" in run:
-        values = run["entropy"].isel(batch=0).mean("query").values
-        add("entropy", values, "Entropy", "nats", 0, math.log(len(prompt)), "Mean entropy of a row.")
-    if "expected_key" in run:
-        expected = run["expected_key"].isel(batch=0, channel=0)
-        values = np.abs(np.arange(len(prompt)) - expected.values).mean(-1)
-        add("locality", values, "Reach", "tokens", 0, len(prompt), "Mean distance to what is attended to.")
-    if "top_weights" in run:
-        values = run["top_weights"].isel(batch=0, rank=0).mean("query").values
-        add("largest", values, "Largest weight", "share of attention", 0, 1, "Mean largest weight of a row.")
-    if "received" in run:
-        values = run["received"].isel(batch=0).max("key").values
-        add("received-max", values, "Most received", "share of attention", 0, 1, "Largest mean attention to one token.")
-    return found, abouts
-
-
-def _spans(positions: tuple[int, ...]) -> list[list[int]]:
+def spans(positions: tuple[int, ...]) -> list[list[int]]:
     """Return positions as half-open runs."""
     out = []
     for _, group in itertools.groupby(enumerate(positions), lambda pair: pair[1] - pair[0]):
         members = [position for _, position in group]
         out.append([members[0], members[-1] + 1])
     return out
+
+
+def _prompt(run: Run, model: Model) -> Prompt:
+    given = run.prompt
+    if isinstance(given, Prompt):
+        return given
+    if isinstance(given, Mapping) and "input_ids" in given and len(given["input_ids"]) == 1:
+        return Prompt.from_ids(given["input_ids"][0].tolist(), None, model.tokenizer)
+    raise RequestError("A view is of one prompt of text: run one at a time.")
+
+
+def _overview(run: Run) -> Floats | None:
+    """Return the captured overview (layers, heads, cells, cells), if there is one of all heads."""
+    if OVERVIEW not in run or run[OVERVIEW].dims[:3] != ("layer", "batch", "head"):
+        return None
+    stat = run[OVERVIEW]
+    found = np.full((int(stat["layer"].max()) + 1, *stat.shape[2:]), np.nan, np.float32)
+    found[stat["layer"].values] = stat.values[:, 0]
+    found.flags.writeable = False
+    return found
+
+
+def _rotary(model: Model, paths: list[str]) -> list[bool]:
+    """Return which layers turn queries and keys by their position."""
+    turns = any("rotary" in type(part).__name__.lower() for part in model.hf.modules())
+    return [turns and bool(getattr(model.hf.get_submodule(path), "use_rope", True)) for path in paths]
