@@ -52,7 +52,13 @@
 
   // -- the view ----------------------------------------------------------------------------------------------------
 
-  function source(run, rankings) {
+  /** Regions in the order in which they were marked, then those that headscope adds: the form's colours hold below. */
+  function ordered(regions, recipe) {
+    const names = [...new Set([...recipe.regions.map((region) => region[0]), ...Object.keys(regions)])];
+    return Object.fromEntries(names.filter((name) => name in regions).map((name) => [name, regions[name]]));
+  }
+
+  function source({ run, rankings, recipe }) {
     const base = Headscope.http(`/api/run/${run}`);
     const watched = Object.create(base);
     for (const method of ["stat", "thumbs", "tile", "row", "column", "neuron"]) {
@@ -67,7 +73,7 @@
     }
     watched.meta = async () => {
       const meta = await base.meta();
-      return { ...meta, stats: [...meta.stats, ...(rankings || [])] };
+      return { ...meta, regions: ordered(meta.regions, recipe), stats: [...meta.stats, ...(rankings || [])] };
     };
     return watched;
   }
@@ -98,7 +104,7 @@
     }
     unmount();
     root.replaceChildren();
-    const viewer = Headscope.mount(root, source(data.run, data.rankings), { state: state || {}, onState: write, theme: "auto" });
+    const viewer = Headscope.mount(root, source(data), { state: state || {}, onState: write, theme: "auto" });
     now = { run: data.run, viewer, root, data, asked: false };
   }
 
@@ -169,7 +175,8 @@
         const before = now && now.data.recipe.model === data.recipe.model ? carried(now.viewer.getState(), data.recipe) : {};
         if (!here) {
           const next = address(data.run, before);
-          runOf() || now ? history.pushState(null, "", next) : history.replaceState(null, "", next);
+          // Coming back to the page resumes the tab's last run: that is no step of its own.
+          data.by === "run" ? history.replaceState(history.state, "", next) : history.pushState(null, "", next);
         }
         mount(data, here ? stateOf() : before);
         const editor = window.headscopePrompt.get("explore");
