@@ -103,19 +103,13 @@ def write_comparison(found: Comparison, path: str | Path) -> Path:
 def render(page: Page) -> str:
     """Return the whole HTML of a page."""
     store = _Figures()
-    scripts = {"plotly": plotly_js(), "report": _resource("report.js")}
-    hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in scripts.values())
-    policy = (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
     html: str = (
         _environment()
         .get_template("report.html.j2")
         .render(
             page=page,
-            policy=policy,
-            scripts=scripts,
+            policy=policy(),
+            scripts=_scripts(),
             style=palette.css() + _resource("report.css"),
             palette=_safe_json(palette.dark_of()),
             figure=store.add,
@@ -123,6 +117,20 @@ def render(page: Page) -> str:
         )
     )
     return html.lstrip()
+
+
+@cache
+def policy() -> str:
+    """Return the content security policy of a report: its own two scripts, and nothing else."""
+    hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in _scripts().values())
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _scripts() -> dict[str, str]:
+    return {"plotly": plotly_js(), "report": _resource("report.js")}
 
 
 class _Figures:

@@ -29,17 +29,18 @@ window.dash_clientside = window.dash_clientside || {};
     return isDark() ? recoloured(figure, dark) : structuredClone(figure);
   }
 
+  // As Dash writes a pattern's id into the page.
+  const key = (id) => (typeof id === "string" ? id : JSON.stringify(id, Object.keys(id).sort()));
+
   function draw(figure, scheme, dark, id) {
     if (!figure || !figure.data) {
-      given.delete(id);
-      return [{ data: [], layout: {} }, true];
+      given.delete(key(id));
+      return [{ data: [], layout: {} }, true, {}];
     }
-    given.set(id, figure);
+    given.set(key(id), figure);
     const drawn = coloured(figure, dark);
     if (matchMedia("(pointer: coarse)").matches) drawn.layout.dragmode = false;
-    // Shown again after having been hidden, it has to learn its width.
-    requestAnimationFrame(() => window.dispatchEvent(new Event("resize")));
-    return [drawn, false];
+    return [drawn, false, { height: `${drawn.layout.height || 360}px` }];
   }
 
   const types = { i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array, i4: Int32Array, u4: Uint32Array,
@@ -129,9 +130,8 @@ window.dash_clientside = window.dash_clientside || {};
     return answer.blob();
   }
 
-  async function exported(kind, id) {
-    const frame = document.getElementById(`${id}-frame`);
-    const plot = frame.querySelector(".js-plotly-plot"), figure = given.get(id);
+  async function exported(kind, frame) {
+    const plot = frame.querySelector(".js-plotly-plot"), figure = given.get(frame.querySelector(".dash-graph").id);
     if (kind === "csv") return new Blob([csv(figure)], { type: "text/csv" });
     return kind === "html" ? page(figure, frame) : picture(plot, kind);
   }
@@ -139,10 +139,10 @@ window.dash_clientside = window.dash_clientside || {};
   document.addEventListener("click", async (event) => {
     const button = event.target.closest && event.target.closest("[data-export]");
     if (!button) return;
-    const { export: kind, figure: id } = button.dataset;
+    const kind = button.dataset.export, frame = button.closest(".figure");
     button.disabled = true;
     try {
-      save(await exported(kind, id), `${document.getElementById(`${id}-frame`).dataset.file}.${kind}`);
+      save(await exported(kind, frame), `${frame.dataset.file}.${kind}`);
     } catch (error) {
       button.title = `Could not be saved: ${error.message}`;
       button.classList.add("figure-failed");

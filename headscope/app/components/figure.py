@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from dash import Dash
 
+Id = str | dict[str, Any]
+
 _KINDS = {
     "png": "Picture in twice the resolution of the screen",
     "svg": "Vector drawing",
@@ -29,7 +31,7 @@ _UNUSED = ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "toIma
 
 
 def figure(
-    name: str,
+    name: Id,
     drawn: go.Figure | None = None,
     *,
     caption: str = "",
@@ -43,11 +45,11 @@ def figure(
     Parameters
     ----------
     name
-        Id of the ``dcc.Graph``.
+        Id of the ``dcc.Graph``: text, or a mapping for figures whose number is not known beforehand.
     drawn
         What it shows at first.
     caption
-        One sentence below; ``Output(f"{name}-caption", "children")`` changes it.
+        One sentence below; ``Output(f"{name}-caption", "children")`` changes that of a figure whose id is text.
     file
         Name of exported files, without their ending.
     label
@@ -61,7 +63,7 @@ def figure(
             type="button",
             className="figure-export",
             title=_KINDS[kind],
-            **{"data-export": kind, "data-figure": name, "aria-label": f"Save as {kind.upper()}: {_KINDS[kind]}"},
+            **{"data-export": kind, "aria-label": f"Save as {kind.upper()}: {_KINDS[kind]}"},
         )
         for kind in kinds
     ]
@@ -74,40 +76,57 @@ def figure(
     return html.Figure(
         [
             dcc.Store(id=figure_data(name), data=None if drawn is None else drawn.to_plotly_json()),
-            dcc.Store(id=f"{name}-dark", data=dark_of()),
+            dcc.Store(id=_part(name, "dark"), data=dark_of()),
             graph,
             html.Figcaption(
                 [
-                    html.Span(caption, id=f"{name}-caption"),
+                    html.Span(caption, id=_part(name, "caption")),
                     html.Span(exports, className="figure-exports", role="group", **{"aria-label": "Save the figure"}),
                 ]
             ),
         ],
-        id=f"{name}-frame",
+        id=_part(name, "frame"),
         className=f"figure {class_name}".strip(),
         hidden=drawn is None,
-        **{"data-file": file, "aria-label": label or caption or name.replace("-", " ")},
+        **{"data-file": file, "aria-label": label or caption or "Figure"},
     )
 
 
-def figure_data(name: str) -> str:
+def figure_data(name: Id) -> Id:
     """Return the id of the store that holds the figure called ``name``: what a callback writes, or None."""
-    return f"{name}-figure"
+    return _part(name, "figure")
 
 
-def figure_callbacks(app: Dash, name: str) -> None:
-    """Register what draws the figure called ``name``, and what exports any figure."""
+def figure_callbacks(
+    app: Dash, name: Id, *, draw: ClientsideFunction | None = None, also: tuple[Input, ...] = ()
+) -> None:
+    """Register what draws the figure called ``name``, and what exports any figure.
+
+    Parameters
+    ----------
+    name
+        As given to ``figure``; ``{"figure": …, "index": MATCH}`` for many.
+    draw, also
+        A function of one's own that draws, given (figure, scheme, values of ``also``, dark partners, id); it begins
+        with ``headscope_figure.draw`` and returns what that returns: the figure, whether there is none, its style.
+    """
     app.clientside_callback(
-        ClientsideFunction("headscope_figure", "draw"),
+        draw or ClientsideFunction("headscope_figure", "draw"),
         Output(name, "figure"),
-        Output(f"{name}-frame", "hidden"),
+        Output(_part(name, "frame"), "hidden"),
+        Output(name, "style"),
         Input(figure_data(name), "data"),
         Input("colour-scheme", "computedColorScheme"),
-        State(f"{name}-dark", "data"),
+        *also,
+        State(_part(name, "dark"), "data"),
         State(name, "id"),
     )
     if _routes.name not in app.server.blueprints:
         app.server.register_blueprint(_routes)
+
+
+def _part(name: Id, part: str) -> Id:
+    return f"{name}-{part}" if isinstance(name, str) else {**name, "part": part}
 
 
 _routes = Blueprint("headscope-figure", __name__)

@@ -1,0 +1,127 @@
+"""Rankings side by side on a page: how far they agree, set against chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import dash_mantine_components as dmc
+from dash import html
+
+from headscope.app.components.ranking_files import Ranking, read
+from headscope.app.components.report_blocks import shown, tiles
+from headscope.report.agreement import labels
+from headscope.report.comparing import agreement_section, comparison_part
+from headscope.report.numbers import fixed, interval
+
+if TYPE_CHECKING:
+    from headscope.app.desk import Desk
+    from headscope.probes.scores import HeadScores
+    from headscope.report.compare import Comparison
+
+GROUP = "rank-compare"
+"""Group of the ids of the figures."""
+MOST = 8
+"""Rankings that are compared at once."""
+
+
+def controls(known: Sequence[Ranking], chosen: Sequence[str]) -> html.Div:
+    """Return the field that chooses what stands beside the open ranking."""
+    return html.Div(
+        dmc.MultiSelect(
+            id="rank-with",
+            label="Compare with",
+            description="One gives a scatter of all heads; several give a matrix of agreement.",
+            placeholder="Choose rankings" if not chosen else None,
+            data=options(known),
+            value=list(chosen),
+            searchable=True,
+            clearable=True,
+            hidePickedOptions=True,
+            maxValues=MOST - 1,
+            size="xs",
+            nothingFoundMessage="No such ranking",
+        ),
+        className="compare-controls",
+    )
+
+
+def options(known: Sequence[Ranking]) -> list[dict[str, str]]:
+    """Return rankings as the options of a field."""
+    return [
+        {"value": ranking.file, "label": f"{ranking.probe} · {ranking.model or 'unnamed model'} · {ranking.label}"}
+        for ranking in known
+    ]
+
+
+def compared(desk: Desk, file: str | None, beside: Sequence[str]) -> Any:
+    """Return what the comparison of the open ranking with others says.
+
+    Raises
+    ------
+    DataError
+        If a file holds no scores.
+    RequestError
+        If a file is not there.
+    """
+    others = [name for name in dict.fromkeys(beside) if name != file][: MOST - 1]
+    if not file:
+        return empty("Open a ranking first: choose one on the left.")
+    if not others:
+        return empty("Choose what to compare it with: another probe of the same model, or the same probe of another.")
+    scores = [read(desk, name) for name in (file, *others)]
+    return _pair(*scores) if len(scores) == 2 else _many(scores)
+
+
+def empty(text: str) -> html.P:
+    """Return what a tab shows while it has nothing to show."""
+    return html.P(text, className="soft empty")
+
+
+@lru_cache(maxsize=16)
+def comparison(a: HeadScores, b: HeadScores) -> Comparison:
+    """Compare two rankings; the same two are not compared twice, because the intervals take a while."""
+    from headscope.report.compare import compare
+
+    return compare(a, b)
+
+
+def _pair(a: HeadScores, b: HeadScores) -> html.Div:
+    found = comparison(a, b)
+    part = comparison_part(found)
+    sections = [section for section in part.sections if not section.id.startswith("provenance")]
+    return html.Div(
+        [
+            html.P(part.headline, className="headline"),
+            *shown(sections, GROUP, file="compare"),
+        ],
+        className="report-body",
+        **{"data-title": part.title},
+    )
+
+
+def _many(scores: Sequence[HeadScores]) -> html.Div:
+    section = agreement_section(scores)
+    if section is None:
+        names = ", ".join(labels(scores))
+        return html.Div(
+            empty(
+                f"None of these can be compared head by head ({names}): the models have different heads, or no head "
+                "has a score. Compare two at a time: then their course over depth is set side by side."
+            )
+        )
+    found = [
+        (name, comparison(scores[0], other).correlations["spearman"])
+        for name, other in zip(labels(scores)[1:], scores[1:], strict=True)
+    ]
+    first = labels(scores)[0]
+    numbers = [
+        (fixed(rho.value), f"Spearman’s ρ of {first} and {name} {interval(rho.low, rho.high)}".strip())
+        for name, rho in found
+    ]
+    return html.Div(
+        [tiles(numbers), *shown([section], GROUP, file="agreement")],
+        className="report-body",
+        **{"data-title": section.title},
+    )
