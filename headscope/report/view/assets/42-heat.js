@@ -1,0 +1,349 @@
+/* The heat-map of a head at any length: a camera over the tile pyramid, drawn with rulers, tokens and regions. */
+(() => {
+  "use strict";
+  const { parts } = Headscope;
+  const LEFT = 92;
+  const TOP = 70;
+  const BAND = 5;
+  const LARGEST = 72;
+  const LABELLED = 256;
+  const NAMED = 11;
+  const NUMBERED = 34;
+
+  const steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000];
+
+  class Heat {
+    constructor(panel) {
+      this.panel = panel;
+      this.viewer = panel.viewer;
+      this.meta = this.viewer.meta;
+      this.tiles = panel.tiles;
+      this.size = { w: 400, h: 300 };
+      this.q = this.k = 0;
+      this.scale = 1;
+      this.fitted = true;
+      this.labels = false;
+      this.top = 1;
+      this.drawn = [];
+      this.settle = parts.later(() => this.panel.draw(), 120);
+    }
+    get plot() {
+      return { x: LEFT, y: TOP, w: Math.max(this.size.w - LEFT - 10, 40), h: Math.max(this.size.h - TOP - 8, 40) };
+    }
+    get least() {
+      const { w, h } = this.plot;
+      const shown = this.labels ? Math.min(this.meta.length, LABELLED) : this.meta.length;
+      return Math.min(w, h) / shown;
+    }
+    get most() {
+      return Math.max(LARGEST, this.least);
+    }
+    /** Tokens in sight: [q0, k0, q1, k1]. */
+    get box() {
+      const { w, h } = this.plot;
+      const end = (at) => Math.min(Math.ceil(at - 1e-6), this.meta.length);
+      return [Math.floor(this.q + 1e-6), Math.floor(this.k + 1e-6), end(this.q + h / this.scale), end(this.k + w / this.scale)];
+    }
+    get level() {
+      return parts.clamp(Math.ceil(-Math.log2(this.scale) - 0.3), 0, this.meta.levels - 1);
+    }
+    x(key) {
+      return LEFT + (key - this.k) * this.scale;
+    }
+    y(query) {
+      return TOP + (query - this.q) * this.scale;
+    }
+
+    resize(w, h) {
+      this.size = { w, h };
+      if (this.fitted) this.fit();
+      else this.bound();
+    }
+    fit() {
+      this.scale = this.least;
+      this.q = this.k = 0;
+      if (this.labels && this.meta.length > LABELLED) this.centre(this.viewer.store.query, this.viewer.store.query);
+      else this.fitted = true;
+    }
+    centre(query, key) {
+      const { w, h } = this.plot;
+      this.q = query + 0.5 - h / this.scale / 2;
+      this.k = key + 0.5 - w / this.scale / 2;
+      this.bound();
+    }
+    /** Show a box of tokens, or everything. */
+    show(box) {
+      if (!box) {
+        this.fit();
+        return;
+      }
+      if (String(box) === String(this.box)) return;
+      const { w, h } = this.plot;
+      this.scale = Math.min(w / (box[3] - box[1]), h / (box[2] - box[0]));
+      [this.q, this.k] = [box[0], box[1]];
+      this.bound();
+    }
+    bound() {
+      const { w, h } = this.plot;
+      const { length } = this.meta;
+      this.scale = parts.clamp(this.scale, this.least, this.most);
+      this.q = parts.clamp(this.q, 0, Math.max(0, length - h / this.scale));
+      this.k = parts.clamp(this.k, 0, Math.max(0, length - w / this.scale));
+      this.fitted = this.scale <= this.least * 1.001 && !(this.labels && length > LABELLED);
+    }
+    zoom(factor, x, y) {
+      const { plot } = this;
+      const [px, py] = [x ?? plot.x + Math.min(plot.w, this.meta.length * this.scale) / 2, y ?? plot.y + Math.min(plot.h, this.meta.length * this.scale) / 2];
+      const [key, query] = [this.k + (px - LEFT) / this.scale, this.q + (py - TOP) / this.scale];
+      this.scale = parts.clamp(this.scale * factor, this.least, this.most);
+      this.k = key - (px - LEFT) / this.scale;
+      this.q = query - (py - TOP) / this.scale;
+      this.bound();
+    }
+    pan(dx, dy) {
+      this.k -= dx / this.scale;
+      this.q -= dy / this.scale;
+      this.bound();
+    }
+
+    /** Tiles of a level in sight, those nearest to the middle first. */
+    inSight(level) {
+      const { layer, head, reduce } = this.viewer.store.state;
+      const span = this.meta.tile * 2 ** level;
+      const [q0, k0, q1, k1] = this.box;
+      const found = [];
+      for (let row = Math.floor(q0 / span); row * span < q1; row++)
+        for (let col = Math.floor(k0 / span); col * span < k1; col++) {
+          const spec = { layer, head, level, row, col, reduce };
+          if (this.tiles.seen(spec)) found.push(spec);
+        }
+      const far = ({ row, col }) => Math.hypot((row + 0.5) * span - (q0 + q1) / 2, (col + 0.5) * span - (k0 + k1) / 2);
+      return found.sort((a, b) => far(a) - far(b));
+    }
+    overview() {
+      const { layer, head, reduce } = this.viewer.store.state;
+      return { layer, head, reduce, level: this.meta.levels - 1, row: 0, col: 0 };
+    }
+    need() {
+      const exact = this.inSight(this.level);
+      this.tiles.want(this.level < this.meta.levels - 1 ? [this.overview(), ...exact] : exact);
+      this.range(exact);
+    }
+    /** End of the colour ramp: the largest weight in sight, rounded up, once the map rests. */
+    range(specs) {
+      let most = 0;
+      const [q0, k0, q1, k1] = this.box;
+      for (const spec of specs) {
+        const tile = this.tiles.get(spec);
+        if (!tile) {
+          if (this.top && this.viewer.moving) return;
+          continue;
+        }
+        const side = 2 ** spec.level;
+        const [r, c] = [spec.row * this.meta.tile, spec.col * this.meta.tile];
+        most = Math.max(most, this.tiles.largest(tile, q0 / side - r, k0 / side - c, q1 / side - r, k1 / side - c));
+      }
+      const top = Math.min(parts.niceTop(most), 1);
+      if (!most || top === this.top) return;
+      if (this.viewer.moving) this.settle();
+      else this.top = top;
+    }
+
+    /** What is drawn of one tile: itself, or the part of a coarser one that covers it. */
+    cover(spec) {
+      for (let up = 0; spec.level + up < this.meta.levels; up++) {
+        const [row, col] = [spec.row >> up, spec.col >> up];
+        const tile = this.tiles.get({ ...spec, level: spec.level + up, row, col });
+        if (!tile) continue;
+        const side = this.meta.tile / 2 ** up;
+        const [r, c] = [(spec.row - (row << up)) * side, (spec.col - (col << up)) * side];
+        return { tile, up, r, c, rows: Math.min(side, tile.rows - r), cols: Math.min(side, tile.cols - c) };
+      }
+      return null;
+    }
+
+    paint(pen) {
+      const { plot } = this;
+      const { theme } = this.viewer;
+      const { length } = this.meta;
+      const [right, bottom] = [Math.min(this.x(length), plot.x + plot.w), Math.min(this.y(length), plot.y + plot.h)];
+      pen.clipped(plot.x, plot.y, right - plot.x, bottom - plot.y, () => {
+        pen.rect(plot.x, plot.y, right - plot.x, bottom - plot.y, theme.rampAt(0), { opacity: 1 });
+        this.paintTiles(pen);
+        this.paintUnseen(pen);
+        this.paintCells(pen);
+      });
+      pen.rect(plot.x - 0.5, plot.y - 0.5, right - plot.x + 1, bottom - plot.y + 1, null, { stroke: theme.line });
+      this.paintRegions(pen, right, bottom);
+      this.paintAxis(pen, "key", plot.x, right);
+      this.paintAxis(pen, "query", plot.y, bottom);
+    }
+    paintTiles(pen) {
+      const { scale: style } = this.viewer.store.state;
+      const { theme } = this.viewer;
+      this.drawn = [];
+      for (const spec of this.inSight(this.level)) {
+        const found = this.cover(spec);
+        if (!found) continue;
+        const { tile, up, r, c, rows, cols } = found;
+        const size = this.scale * 2 ** (spec.level + up);
+        const span = this.meta.tile * 2 ** spec.level;
+        const image = this.tiles.picture(tile, style, this.top, theme);
+        pen.image(image, c, r, cols, rows, this.x(spec.col * span), this.y(spec.row * span), cols * size, rows * size);
+        this.drawn.push({ level: spec.level + up, row: tile.spec.row, col: tile.spec.col, exact: up === 0 });
+      }
+    }
+    /** Where no query can look: after itself, or before its window. */
+    paintUnseen(pen) {
+      const { layer } = this.viewer.store.state;
+      if (!this.meta.causal[layer]) return;
+      const [q0, k0, q1, k1] = this.box;
+      const fine = this.scale >= 2;
+      const stairs = (shift) => {
+        const points = [];
+        const step = fine ? 1 : Math.max(1, q1 - q0);
+        for (let q = q0; q <= q1; q += step) {
+          points.push([this.x(q + shift), this.y(q)]);
+          if (fine && q < q1) points.push([this.x(q + shift), this.y(q + 1)]);
+        }
+        return points;
+      };
+      if (k1 > q0) pen.hatched([...stairs(1), [this.x(Math.max(k1, q1) + 1), this.y(q1)], [this.x(Math.max(k1, q1) + 1), this.y(q0)]]);
+      const window = this.meta.window[layer];
+      if (window && window < q1 - k0) pen.hatched([...stairs(1 - window), [this.x(k0 - 1), this.y(q1)], [this.x(k0 - 1), this.y(q0)]]);
+    }
+    paintCells(pen) {
+      if (this.scale < 16) return;
+      const { theme } = this.viewer;
+      const [q0, k0, q1, k1] = this.box;
+      for (let q = q0 + 1; q < q1; q++) pen.line([[this.x(k0), this.y(q)], [this.x(k1), this.y(q)]], theme.panel, { width: 1 });
+      for (let k = k0 + 1; k < k1; k++) pen.line([[this.x(k), this.y(q0)], [this.x(k), this.y(q1)]], theme.panel, { width: 1 });
+      if (this.scale < NUMBERED) return;
+      const share = parts.transfer(this.viewer.store.state.scale, this.top);
+      for (let q = q0; q < q1; q++)
+        for (let k = k0; k < k1; k++) {
+          const at = this.look(q, k);
+          if (!at || at.side !== 1 || !at.visible) continue;
+          const words = at.value >= 0.0995 ? at.value.toFixed(2) : at.value >= 0.0005 ? at.value.toFixed(3).slice(1) : at.value ? "·" : "0";
+          pen.text(this.x(k + 0.5), this.y(q + 0.5), words, { fill: theme.onRamp(share(at.value)), size: this.scale > 46 ? 11 : 9.5, anchor: "middle" });
+        }
+    }
+
+    /** Regions of the prompt as bands along both axes; names where they fit. */
+    paintRegions(pen, right, bottom) {
+      const { theme } = this.viewer;
+      const { plot } = this;
+      this.viewer.regions.forEach(({ name, runs, colour }) => {
+        for (const [start, end] of runs) {
+          const [x0, x1] = [Math.max(this.x(start), plot.x), Math.min(this.x(end), right)];
+          const [y0, y1] = [Math.max(this.y(start), plot.y), Math.min(this.y(end), bottom)];
+          if (x1 > x0) pen.rect(x0, plot.y - BAND - 2, Math.max(x1 - x0, 1.5), BAND, theme.regions[colour]);
+          if (y1 > y0) pen.rect(plot.x - BAND - 2, y0, BAND, Math.max(y1 - y0, 1.5), theme.regions[colour]);
+        }
+        const [start, end] = runs[0];
+        const middle = (Math.max(this.x(start), plot.x) + Math.min(this.x(end), right)) / 2;
+        if (middle > plot.x && middle < right && this.x(end) > plot.x && this.x(start) < right) this.names.push({ name, at: middle, colour: theme.regions[colour] });
+      });
+      let last = -Infinity;
+      for (const { name, at, colour } of this.names.sort((a, b) => a.at - b.at)) {
+        const wide = name.length * 6;
+        const from = Math.max(at - wide / 2, plot.x);
+        if (from < last) continue;
+        pen.text(from, 8, name, { fill: theme.soft, size: 10 });
+        pen.rect(from, 15, Math.min(wide, 24), 2, colour);
+        last = from + wide + 10;
+      }
+      this.names = [];
+    }
+
+    /** Positions, or tokens where there is room for them. */
+    paintAxis(pen, axis, from, to) {
+      const { theme, store } = this.viewer;
+      const across = axis === "key";
+      const [start, end] = across ? [this.box[1], this.box[3]] : [this.box[0], this.box[2]];
+      const place = (i) => (across ? this.x(i + 0.5) : this.y(i + 0.5));
+      const chosen = across ? this.viewer.key : store.query;
+      const named = this.scale >= NAMED || this.labels;
+      const every = named ? Math.max(1, Math.ceil(NAMED / this.scale)) : steps.find((n) => n * this.scale >= (across ? 46 : 26)) || 100000;
+      const words = (i) => (named ? parts.label(this.meta.tokens[i], this.scale >= NAMED ? 9 : 8) : String(i));
+      const put = (i, strong) => {
+        const at = place(i);
+        if (at < from - 1 || at > to + 1) return;
+        const fill = strong ? theme[across ? "warm" : "accent"] : named && i >= this.meta.prompt_length ? theme.ink : theme.soft;
+        const look = { fill, size: 10, weight: strong ? 700 : 400 };
+        const edge = across ? TOP - BAND - 6 : LEFT - BAND - 6;
+        if (across) pen.line([[at, TOP - BAND - 4], [at, TOP - BAND - 2]], theme.grey);
+        else pen.line([[LEFT - BAND - 4, at], [LEFT - BAND - 2, at]], theme.grey);
+        if (across && named) pen.text(at, edge, words(i), { ...look, anchor: "start", rotate: -60 });
+        else if (across) pen.text(at, edge - 5, words(i), { ...look, anchor: "middle" });
+        else pen.text(edge, at, words(i), { ...look, anchor: "end" });
+        if (named && !across && this.scale >= NAMED) pen.text(3, at, String(i), { fill: theme.soft, size: 9 });
+      };
+      const room = Math.max(across && !named ? 34 : 12, NAMED);
+      for (let i = Math.ceil(start / every) * every; i < end; i += every) if (i !== chosen && (chosen === null || Math.abs(place(i) - place(chosen)) >= room)) put(i, false);
+      if (chosen !== null && chosen >= start && chosen < end) put(chosen, true);
+    }
+    names = [];
+
+    /** Chosen pair and pair under the pointer, on a canvas of their own. */
+    paintOver(pen) {
+      const { theme, store, hover } = this.viewer;
+      const { plot } = this;
+      const [right, bottom] = [Math.min(this.x(this.meta.length), plot.x + plot.w), Math.min(this.y(this.meta.length), plot.y + plot.h)];
+      const wide = Math.max(this.scale, 1);
+      pen.clipped(plot.x, plot.y, right - plot.x, bottom - plot.y, () => {
+        const across = (query, colour, opacity, dash) => this.stripe(pen, this.y(query), wide, (y) => [[plot.x, y], [right, y]], colour, opacity, dash);
+        const down = (key, colour, opacity, dash) => this.stripe(pen, this.x(key), wide, (x) => [[x, plot.y], [x, bottom]], colour, opacity, dash);
+        across(store.query, theme.accent, 0.9);
+        if (this.viewer.key !== null) down(this.viewer.key, theme.warm, 0.9);
+        if (hover.query !== null) across(hover.query, theme.ink, 0.65, [3, 3]);
+        if (hover.key !== null) down(hover.key, theme.ink, 0.65, [3, 3]);
+      });
+    }
+    /** A line through the middle of thin cells, two along the edges of wide ones. */
+    stripe(pen, at, wide, line, colour, opacity, dash) {
+      if (wide < 5) pen.line(line(at + wide / 2), colour, { opacity, dash, width: 1 });
+      else for (const edge of [at, at + wide]) pen.line(line(edge), colour, { opacity, dash, width: 1 });
+    }
+
+    /** Pair of tokens at a place of the canvas. */
+    pick(x, y) {
+      const { plot } = this;
+      if (x < plot.x || y < plot.y || x >= plot.x + plot.w || y >= plot.y + plot.h) return null;
+      const [query, key] = [Math.floor(this.q + (y - TOP) / this.scale), Math.floor(this.k + (x - LEFT) / this.scale)];
+      return query < this.meta.length && key < this.meta.length ? { query, key } : null;
+    }
+    /** What is drawn at a pair: the value, and the block of tokens it speaks for. */
+    look(query, key) {
+      const { layer, head, reduce } = this.viewer.store.state;
+      const visible = this.viewer.sees(layer, query, key);
+      for (let level = this.level; level < this.meta.levels; level++) {
+        const side = 2 ** level;
+        const [r, c] = [Math.floor(query / side), Math.floor(key / side)];
+        const spec = { layer, head, reduce, level, row: Math.floor(r / this.meta.tile), col: Math.floor(c / this.meta.tile) };
+        if (!this.tiles.seen(spec)) return { value: 0, side, visible, query, key };
+        const tile = this.tiles.cache.peek(parts.Tiles.key(spec));
+        if (tile) return { value: tile.data[(r - spec.row * this.meta.tile) * tile.cols + c - spec.col * this.meta.tile], side, visible, query, key };
+      }
+      return null;
+    }
+
+    /** The cells in sight at the level that is drawn. */
+    table() {
+      const side = 2 ** this.level;
+      const [q0, k0, q1, k1] = this.box;
+      const rows = [["query", "key", "query_token", "key_token", side === 1 ? "weight" : `${this.viewer.store.state.reduce}_of_${side}x${side}`]];
+      for (let q = Math.floor(q0 / side) * side; q < q1; q += side)
+        for (let k = Math.floor(k0 / side) * side; k < k1; k += side) {
+          const at = this.look(q, k);
+          const any = this.viewer.sees(this.viewer.store.state.layer, Math.min(q + side - 1, this.meta.length - 1), k);
+          if (at && at.side === side && any) rows.push([q, k, this.meta.tokens[q], this.meta.tokens[k], at.value]);
+        }
+      return rows;
+    }
+    debug() {
+      return { level: this.level, drawn: this.drawn, box: this.box, scale: this.scale, camera: { q: this.q, k: this.k }, plot: this.plot, top: this.top };
+    }
+  }
+  parts.Heat = Heat;
+})();
