@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -107,4 +108,6 @@ def app(
         err().print("It asks for the token that it was started with.")
     if browser:
         webbrowser.open(server.url)
+    # As service managers and containers end it.
+    signal.signal(signal.SIGTERM, lambda *_: server.close())
     server.run()

@@ -80,7 +80,7 @@ def create(settings: Settings) -> tuple[Dash, Desk]:
             layout=partial(_layout, page),
         )
         page.callbacks(app, desk)
-    app.layout = partial(shell, pages)
+    app.layout = partial(shell, desk, pages)
     desk.jobs.seal()
     app.server.register_blueprint(blueprint(desk))
     protect(app.server, settings, app.csp_hashes)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.app.harness import start
 
 pytestmark = pytest.mark.slow
 
@@ -60,3 +63,10 @@ def test_the_real_command_starts_answers_and_ends(page: Any, server: Any) -> Non
     page.goto(server.url)
     page.wait_for_selector(".page")
     assert server.process.poll() is None
+
+
+def test_it_ends_when_a_service_manager_ends_it(tiny_folder: Path, tmp_path: Path) -> None:
+    with start(tmp_path, model=str(tiny_folder)) as started:
+        started.process.terminate()
+        started.process.wait(20)
+    assert started.process.returncode == 0
