@@ -92,8 +92,8 @@ def test_the_line_over_a_view_says_what_ran() -> None:
         "tiny",
         "the cat",
         "1,200 tokens + 4 written",
-        "with a system message",
-        "regions cat",
+        "chat + system",
+        "1 region",
         "3.2 s",
         "118 MB",
     ):

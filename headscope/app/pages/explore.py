@@ -19,6 +19,7 @@ from headscope.app.page import Page
 from headscope.app.reading import Readers
 from headscope.app.runs import Recipe
 from headscope.errors import HeadscopeError
+from headscope.report.numbers import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ _ACTIONS = (
     ("edit", "Edit prompt", "Change the prompt and run it again"),
     ("more", f"Write {MORE} more", "Let the model write on behind this prompt"),
     ("share", "Copy link", "A link to this view, as it is now"),
-    ("cell", "Copy as notebook cell", "Python that makes this view"),
+    ("cell", "Copy cell", "Copy as notebook cell: Python that makes this view"),
 )
 
 
@@ -229,10 +230,9 @@ def summary(recipe: Recipe, meta: dict[str, Any], nbytes: int, seconds: float | 
     length, prompt = int(meta["length"]), int(meta["prompt_length"])
     facts = [f"{prompt:,} tokens" + (f" + {length - prompt:,} written" if length > prompt else "")]
     if recipe.chat:
-        facts.append("chat, with a system message" if recipe.system else "chat")
-    marked = list(dict.fromkeys(name for name, _, _ in recipe.regions))
-    if marked:
-        facts.append("regions " + ", ".join(marked))
+        facts.append("chat + system" if recipe.system else "chat")
+    if marked := len({name for name, _, _ in recipe.regions}):
+        facts.append(plural(marked, "region"))
     if seconds is not None:
         facts.append(f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min")
     facts.append(f"{nbytes / 1e6:,.0f} MB")
@@ -261,7 +261,7 @@ def _spaced(items: list[str]) -> list[Any]:
 PAGE = Page(
     "/explore",
     "Explore",
-    10,
+    1,
     "Attention of one prompt, from the whole model down to one pair of tokens",
     layout,
     callbacks,
