@@ -1,0 +1,1 @@
+"""What ``benchmarks/app.py`` measures."""
