@@ -166,6 +166,12 @@ class QKStore:
         weight = math.exp(logit - lse) if visible else 0.0
         return Pair(q, k, one.scale, one.softcap, bias, raw, logit, lse, weight, visible, edited)
 
+    @torch.no_grad()
+    def call(self, layer: int, head: int, *, batch: int = 0) -> tuple[AttentionInputs, Tensor]:
+        """Return the call of one head (B = H = 1), and the log-normalisers (Tq,) that its rows have before edits."""
+        one = self._one(layer, head, batch)
+        return one, self._normaliser(replace(one, edits=()), (layer, head, batch, bool(one.edits)))
+
     def _layer(self, layer: int) -> AttentionInputs:
         if layer not in self._layers:
             raise RequestError(f"Layer {layer} was not kept; layers kept: {self.layers}.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from headscope.errors import RequestError, UnsupportedError, nearest
@@ -18,6 +19,7 @@ from headscope.report.view.statistics import Statistic, statistics
 
 if TYPE_CHECKING:
     from headscope.attention.result import Run
+    from headscope.kernels.inputs import AttentionInputs
     from headscope.models.model import Model
 
 TILE = 256
@@ -245,6 +247,15 @@ class View:
             "visible": pair.visible,
             "note": note,
         }
+
+    def call(self, layer: int, head: int) -> tuple[AttentionInputs, Tensor]:
+        """Return what a head's pattern comes from, and its log-normalisers (tokens,) before edits."""
+        self._check(layer, head)
+        return self._store.call(layer, head)
+
+    def rotary(self, layer: int) -> bool:
+        """Return whether a layer turns queries and keys by their position."""
+        return self._rotary[layer]
 
     def _part(
         self,
