@@ -77,6 +77,12 @@ def blueprint(desk: Desk) -> Blueprint:
         found: dict[str, Any] = desk.runs.get(run).neuron(layer, head, query, key)
         return found
 
+    @get("/api/tour/<run>")
+    def tour(run: str) -> dict[str, Any]:
+        from headscope.app.tour import cards
+
+        return {"steps": cards(desk, run)}
+
     @get("/api/<path:other>")
     def nothing(other: str) -> Any:
         raise RequestError(f"There is nothing at /api/{other:.80}.")

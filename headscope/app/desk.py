@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from headscope.models.model import Model
     from headscope.models.prompt import Prompt
+    from headscope.models.spec import ModelSpec
     from headscope.report.view import View
 
 LONGEST_TOKEN = 64
@@ -81,6 +82,13 @@ class Desk:
         """Return the models in memory."""
         with self._lock:
             return [name for name, held in self._models.items() if held.model is not None]
+
+    def spec(self, name: str) -> ModelSpec | None:
+        """Return what a model in memory is made of; None if it is not there."""
+        with self._lock:
+            held = self._models.get(name)
+            model = None if held is None else held.model
+        return None if model is None else model.spec
 
     @contextlib.contextmanager
     def model(self, name: str) -> Iterator[Model]:
@@ -184,7 +192,7 @@ class Desk:
                 view = capture.look(
                     model, written, progress=lambda done, total: tell("Reading layers", done, total), check=check
                 )
-            recipe.save(self.workspace)
+            recipe.save(self.workspace, view.length)
             self.runs.put(recipe.id, view, edit=edit, weights=model.fingerprint)
         return view
 

@@ -111,10 +111,10 @@ class Recipe:
         }
         return made.with_regions(covering(made.text, made.offsets, moved)) if moved else made
 
-    def save(self, workspace: Workspace) -> None:
-        """Remember the recipe, so that its view can be made again after a restart."""
+    def save(self, workspace: Workspace, length: int | None = None) -> None:
+        """Remember the recipe, so that its view can be made again after a restart; ``length`` is what came of it."""
         path = workspace.path(f"{RECIPES}/{self.id}.json")
-        write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False))
+        write_text(path, json.dumps({**asdict(self), "length": length}, indent=1, ensure_ascii=False))
         for old in recipe_files(workspace)[RECIPES_KEPT:]:
             old.unlink(missing_ok=True)
 
@@ -127,10 +127,16 @@ class Recipe:
         RequestError
             If there is none of that name.
         """
+        return cls._saved(workspace, run)[0]
+
+    @classmethod
+    def _saved(cls, workspace: Workspace, run: str) -> tuple[Recipe, int | None]:
         path = _file(workspace, run)
         try:
-            return cls.read(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RequestError) as error:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            length = document.pop("length", None)
+            return cls.read(document), length if isinstance(length, int) else None
+        except (OSError, ValueError, AttributeError, TypeError, RequestError) as error:
             raise RequestError(
                 f"There is no run {run!r} in the workspace {workspace.root}: it was made elsewhere, or forgotten. "
                 "Run its prompt again."
@@ -156,6 +162,27 @@ class Recipe:
         if found.new_tokens < 0:
             raise RequestError(f"{found.new_tokens} new tokens cannot be written: give 0 or more.")
         return found
+
+
+@dataclass(frozen=True)
+class Recent:
+    """A run that was made: its recipe, its length in tokens where that is known, and when (seconds since 1970)."""
+
+    recipe: Recipe
+    length: int | None
+    when: float
+
+
+def recent(workspace: Workspace, count: int) -> list[Recent]:
+    """Return the runs that were made last, the last one first; damaged files are passed over."""
+    found: list[Recent] = []
+    for path in recipe_files(workspace):
+        if len(found) == count:
+            break
+        with contextlib.suppress(OSError, RequestError):
+            when = path.stat().st_mtime
+            found.append(Recent(*Recipe._saved(workspace, path.stem), when))
+    return found
 
 
 def forget(workspace: Workspace, run: str) -> None:
