@@ -126,26 +126,12 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
   function draw_map(figure, scheme, heads, dark, id) {
     const [drawn, hidden, style] = window.dash_clientside.headscope_figure.draw(figure, scheme, dark, id);
     if (hidden) return [drawn, hidden, style];
-    const chosen = new Set(heads || []);
-    const x = [], y = [];
-    for (const one of chosen) {
-      const [layer, head] = one.split(".").map(Number);
-      const edges = [
-        [`${layer - 1}.${head}`, [-0.5, -0.5], [-0.5, 0.5]], [`${layer + 1}.${head}`, [0.5, 0.5], [-0.5, 0.5]],
-        [`${layer}.${head - 1}`, [-0.5, 0.5], [-0.5, -0.5]], [`${layer}.${head + 1}`, [-0.5, 0.5], [0.5, 0.5]],
-      ];
-      for (const [beside, across, down] of edges) {
-        if (chosen.has(beside)) continue;
-        x.push(...across.map((step) => layer + step), null);
-        y.push(...down.map((step) => head + step), null);
-      }
-    }
-    const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
-    const halo = getComputedStyle(document.documentElement).getPropertyValue("--paper").trim();
-    const line = { x, y, mode: "lines", type: "scatter", hoverinfo: "skip", showlegend: false };
-    if (x.length) {
-      drawn.data.push({ ...line, name: "picked", line: { color: halo, width: 5 } });
-      drawn.data.push({ ...line, name: "picked", line: { color: ink, width: 2.5 } });
+    const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    const places = (heads || []).map((one) => one.split(".").map(Number));
+    if (places.length) {
+      drawn.data.push({ x: places.map(([layer]) => layer), y: places.map(([, head]) => head), mode: "markers", type: "scatter",
+        name: "picked", hoverinfo: "skip", showlegend: false,
+        marker: { size: 9, color: colour("--ink"), line: { color: colour("--paper"), width: 2 } } });
     }
     drawn.layout.uirevision = "map";
     return [drawn, false, style];
@@ -203,6 +189,9 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
     return none();
   }
 
+  // Head sets and new rankings are not about the ranking that is open.
+  const about_open = (tab) => tab === "sets" || tab === "new";
+
   document.addEventListener("click", async (event) => {
     const button = event.target.closest && event.target.closest("[data-copy]");
     if (!button) return;
@@ -232,6 +221,6 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
   });
 
   Object.assign(window.dash_clientside, {
-    headscope_rank: { pick, dot, picked, draw_map, show_columns, search, open_ranking, address },
+    headscope_rank: { pick, dot, picked, draw_map, show_columns, search, open_ranking, address, about_open },
   });
 })();

@@ -38,7 +38,7 @@ def cell(
                 "found.plot().show()",
             ]
         return "\n".join([*lines, "found.overlaps", ""])
-    column = "" if colour == "score" else repr(colour)
+    column = "" if colour == "score" else f"column={colour!r}"
     lines.append(f"scores.plot({column}).show()")
     if heads:
         pairs = ", ".join(f"({layer}, {head})" for layer, _, head in (one.partition(".") for one in heads))

@@ -13,7 +13,7 @@ from headscope.app.components.ranking_files import Ranking, read
 from headscope.app.components.report_blocks import shown, tiles
 from headscope.report.agreement import labels
 from headscope.report.comparing import agreement_section, comparison_part
-from headscope.report.numbers import fixed, interval
+from headscope.report.numbers import fixed, head_name, interval
 
 if TYPE_CHECKING:
     from headscope.app.desk import Desk
@@ -24,6 +24,8 @@ GROUP = "rank-compare"
 """Group of the ids of the figures."""
 MOST = 8
 """Rankings that are compared at once."""
+COLUMNS, ROWS = 5, 16
+"""Of the table of what heads score elsewhere."""
 
 
 def controls(known: Sequence[Ranking], chosen: Sequence[str]) -> html.Div:
@@ -71,7 +73,80 @@ def compared(desk: Desk, file: str | None, beside: Sequence[str]) -> Any:
     if not others:
         return empty("Choose what to compare it with: another probe of the same model, or the same probe of another.")
     scores = [read(desk, name) for name in (file, *others)]
-    return _pair(*scores) if len(scores) == 2 else _many(scores)
+    body = _pair(*scores) if len(scores) == 2 else _many(scores)
+    named = [
+        f"{name}: {file}" for name, file in zip(labels(scores), (file, *others), strict=True) if name.endswith(")")
+    ]
+    return [html.P(" · ".join(named), className="soft small"), body] if named else body
+
+
+def elsewhere(desk: Desk, file: str, heads: Sequence[tuple[int, int]], known: Sequence[Ranking]) -> Any:
+    """Return a table of what heads score in every ranking of the same model; None if there is but one.
+
+    Parameters
+    ----------
+    file
+        A ranking; its model is meant, and its best heads if ``heads`` is empty.
+    known
+        All rankings of the workspace.
+    """
+    here = read(desk, file)
+    others = [(one, read(desk, one.file)) for one in known if one.file != file and one.shape == here.shape]
+    same = [(one, scores) for one, scores in others if _model(scores) == _model(here)][:COLUMNS]
+    if not same:
+        return None
+    shown_heads = list(heads)[:ROWS] or here.top(10)
+    opened = next((one.label for one in known if one.file == file), "")
+    names = [(here.probe, opened, file), *((one.probe, one.label, one.file) for one, _ in same)]
+    head = [html.Th("head", scope="col")] + [
+        html.Th([name, html.Span(label, className="label")], scope="col", title=title, className="number")
+        for name, label, title in names
+    ]
+    columns = [_places(scores) for scores in (here, *(scores for _, scores in same))]
+    body = [
+        html.Tr([html.Th(head_name(*pair), scope="row"), *(_place(column.get(pair)) for column in columns)])
+        for pair in shown_heads
+    ]
+    what = "The picked heads" if heads else "The best heads"
+    more = f", the first {ROWS} of {len(heads)}" if len(heads) > ROWS else ""
+    model = here.provenance.get("model", {}).get("name") or "this model"
+    return html.Div(
+        [
+            html.H3(f"{what} in all rankings of {model}{more}"),
+            html.P("Rank and score; bold where the head passes.", className="soft small"),
+            html.Div(
+                html.Table([html.Thead(html.Tr(head)), html.Tbody(body)]),
+                className="report-scroll",
+                tabIndex="0",
+                role="region",
+                **{"aria-label": "Heads in all rankings"},
+            ),
+        ],
+        className="elsewhere",
+    )
+
+
+def _model(scores: HeadScores) -> Any:
+    model = scores.provenance.get("model", {})
+    return model.get("fingerprint") or model.get("name")
+
+
+@lru_cache(maxsize=32)
+def _places(scores: HeadScores) -> dict[tuple[int, int], tuple[int, float, bool]]:
+    ranked = scores.ranked().dropna(subset=["score"])
+    rows = zip(ranked["layer"], ranked["head"], ranked["score"], ranked["selected"], strict=True)
+    return {
+        (int(layer), int(head)): (rank, float(score), bool(selected))
+        for rank, (layer, head, score, selected) in enumerate(rows, start=1)
+    }
+
+
+def _place(found: tuple[int, float, bool] | None) -> html.Td:
+    if found is None:
+        return html.Td("–", className="number soft")
+    rank, score, passes = found
+    value = html.Strong(fixed(score)) if passes else html.Span(fixed(score))
+    return html.Td([html.Span(f"#{rank} ", className="soft small"), value], className="number")
 
 
 def empty(text: str) -> html.P:

@@ -48,8 +48,8 @@ class Ranking:
 
     @property
     def label(self) -> str:
-        """The file without its ending: what tells rankings apart."""
-        return self.file.rpartition(".")[0]
+        """The file without what is said of it already: what tells rankings apart."""
+        return self.file.rpartition(".")[0].removeprefix("rankings/").removesuffix(f"/{self.probe}")
 
 
 def rankings(desk: Desk) -> list[Ranking]:

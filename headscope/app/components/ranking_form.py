@@ -36,29 +36,28 @@ def prop(name: str) -> str:
 
 def form(desk: Desk) -> html.Div:
     """Return the form, its progress, and what is unfinished."""
+    start = html.Div(
+        [
+            dmc.Button("Rank heads", id="rank-run-go", size="sm"),
+            html.P(id="rank-run-load", className="soft small", role="status"),
+            html.Button("Copy command line", type="button", className="quiet", **{"data-copy": "rank-run-command"}),
+            html.Code(id="rank-run-command", hidden=True),
+        ],
+        className="run-start",
+    )
     return html.Div(
         [
+            html.H2("New ranking", className="unseen"),
+            html.Div(works(desk), id="rank-works"),
             html.Div(
-                [
-                    html.Div([_what(desk), _data()], className="run-column"),
-                    html.Div([_removal(), _where()], className="run-column"),
-                ],
+                [html.Div([part], className="run-column") for part in (_what(desk), _data())]
+                + [html.Div([_removal(), _where()], className="run-column")],
                 className="run-columns",
             ),
-            html.P(id="rank-run-load", className="soft small", role="status"),
             html.Div(
-                [
-                    dmc.Button("Rank heads", id="rank-run-go", size="sm"),
-                    html.Button(
-                        "Copy command line", type="button", className="quiet", **{"data-copy": "rank-run-command"}
-                    ),
-                    html.Code(id="rank-run-command", hidden=True),
-                ],
-                className="run-start",
+                [start, working("rank-run"), html.Div(id="rank-run-error", **{"aria-live": "assertive"})],
+                className="run-foot",
             ),
-            working("rank-run"),
-            html.Div(id="rank-run-error", **{"aria-live": "assertive"}),
-            html.Div(works(desk), id="rank-works"),
             dcc.Interval(id="rank-works-tick", interval=1000, disabled=not WORKS.of(desk)),
             dcc.Store(id="rank-resume"),
         ],

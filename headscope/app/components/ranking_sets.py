@@ -212,7 +212,7 @@ def card(desk: Desk, file: str) -> list[Any]:
         html.Ul(chips, className="chips", **{"aria-label": "Heads"}),
         html.P(
             [
-                html.A("Open in Explore", href=f"/explore?layer={first[0]}&head={first[1]}"),
+                html.A("Open in Explore", href=f"/explore?head={first[0]}.{first[1]}"),
                 " · ",
                 html.A("Use in Steer", href=f"/steer?heads={quote(file)}"),
             ]

@@ -49,7 +49,7 @@ def grid(name: str) -> dag.AgGrid:
             "resizable": True,
             "filter": "agNumberColumnFilter",
             "sortingOrder": ["desc", "asc", None],
-            "minWidth": 64,
+            "minWidth": 82,
             "flex": 1,
             "suppressHeaderMenuButton": True,
         },
@@ -107,6 +107,7 @@ def columns(scores: HeadScores) -> list[dict[str, Any]]:
             "headerName": "#",
             "headerTooltip": "Rank by score",
             "width": 62,
+            "minWidth": 62,
             "flex": 0,
             "sortingOrder": ["asc", "desc", None],
             "cellClass": "soft",
@@ -122,10 +123,18 @@ def columns(scores: HeadScores) -> list[dict[str, Any]]:
             "flex": 0,
             "cellClass": "head-name",
         },
-        {"field": "layer", "width": 76, "flex": 0, "sortingOrder": ["asc", "desc", None]},
+        {
+            "field": "layer",
+            "headerName": "layer",
+            "width": 76,
+            "minWidth": 76,
+            "flex": 0,
+            "sortingOrder": ["asc", "desc", None],
+        },
         {"field": "head", "headerName": "in layer", "hide": True, "width": 84, "flex": 0},
         {
             "field": "score",
+            "headerName": "score",
             "sort": "desc",
             "width": 92,
             "flex": 0,
@@ -152,7 +161,7 @@ def columns(scores: HeadScores) -> list[dict[str, Any]]:
             "sortingOrder": ["asc", "desc", None],
             "valueFormatter": P_VALUE,
         },
-        {"field": "n"},
+        {"field": "n", "headerName": "n"},
         {
             "field": "selected",
             "headerName": COMMON["selected"],
@@ -165,6 +174,7 @@ def columns(scores: HeadScores) -> list[dict[str, Any]]:
     for column in own_columns(scores):
         made: dict[str, Any] = {"field": column, "headerName": heading(column)}
         kind = scores.table[column].dtype
+        made["minWidth"] = max(82, 34 + 8 * len(made["headerName"]))
         if not pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
             made["filter"] = "agTextColumnFilter"
         elif column.endswith("_value"):
@@ -195,7 +205,7 @@ def shown_at_first(scores: HeadScores) -> list[str]:
     """Return the columns that are shown as long as nobody chose."""
     hidden = {*HIDDEN, *(name for name in ("null_mean", "p_value") if not scores.table[name].notna().any())}
     own = own_columns(scores)
-    return [*(name for name in COMMON if name not in hidden), *own[:3]]
+    return [*(name for name in COMMON if name not in hidden), *own[:2]]
 
 
 def measures(scores: HeadScores) -> list[dict[str, str]]:

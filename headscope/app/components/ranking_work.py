@@ -291,10 +291,9 @@ def workload(plan: Plan) -> str:
     parts = [f"{plan.n or default[kind]} {names[kind]}" for kind in kinds]
     text = f"Runs {' and '.join(parts)} once."
     if plan.verify:
-        steps = len(plan.k) if plan.k else None
-        sets = f"{steps * (plan.controls + 1) + 1}" if steps else f"{plan.controls + 1} for each number of heads"
         many = "each probe" if len(plan.found()) > 1 else "the probe"
-        text += f" For {many}, {plan.trials} trials are then run under {sets} removals: most of the time."
+        count = f"{len(plan.k) * (plan.controls + 1) + 1}" if plan.k else f"{plan.controls + 1} or more"
+        text += f" For {many}, {plan.trials} trials are then run under each of {count} removals: most of the time."
     return text
 
 

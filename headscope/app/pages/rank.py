@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import dash_mantine_components as dmc
@@ -80,10 +81,11 @@ def layout(
             dcc.Store(id="rank-columns-asked", data=columns.split(",") if columns else None),
             dcc.Store(id="rank-columns-usual"),
             dcc.Store(id="rank-defs"),
+            html.H1("Rank", className="unseen"),
             _sidebar(),
             html.Div(
                 [
-                    html.Header(id="rank-head", className="rank-head"),
+                    html.Div(id="rank-head", className="rank-head"),
                     html.Div(id="rank-error", **{"aria-live": "assertive"}),
                     dmc.Tabs(
                         [
@@ -147,7 +149,13 @@ def _heads(k: int, colour: str) -> list[Any]:
             dmc.TextInput(
                 id="rank-search", placeholder="Find L18H6", size="xs", debounce=120, **{"aria-label": "Find a head"}
             ),
-            dmc.Switch(id="rank-only", label="only those that pass", size="xs"),
+            dmc.Switch(
+                id="rank-only",
+                label="only those that pass",
+                size="xs",
+                persistence=True,
+                persistence_type="session",
+            ),
             html.Details(
                 [
                     html.Summary("Columns"),
@@ -205,11 +213,17 @@ def _heads(k: int, colour: str) -> list[Any]:
         tools,
         html.Div(
             [
-                figure(
-                    "rank-map",
-                    caption="Every cell is a head. Orange: passes the rule. Black: picked; click a cell to pick it.",
-                    file="heads",
-                    label="Map of all heads, layers by heads",
+                html.Div(
+                    [
+                        figure(
+                            "rank-map",
+                            caption="Every cell is a head. Outlined: passes the rule. Dot: picked; click to pick.",
+                            file="heads",
+                            label="Map of all heads, layers by heads",
+                        ),
+                        html.Div(id="rank-elsewhere"),
+                    ],
+                    className="rank-above",
                 ),
                 html.Div(
                     [pick, html.Div(id="rank-save-said", **{"aria-live": "polite"}),
@@ -284,7 +298,7 @@ def _opening(app: Dash, desk: Desk) -> None:
     @told(8)
     def opened(file: str | None, columns: list[str] | None, colour: str) -> Any:
         if file is None:
-            return [html.H1("Rank"), html.P(_NOTHING, className="headline")], [], None, None, [], [], [], "score"
+            return html.P(_NOTHING, className="headline"), [], None, None, [], [], [], "score"
         scores = read(desk, file)
         choices = ranking_table.choices(scores)
         names = {choice["value"] for choice in choices}
@@ -294,8 +308,10 @@ def _opening(app: Dash, desk: Desk) -> None:
         if colour not in {measure["value"] for measure in measures}:
             colour = "score"
         boxes = dmc.Stack([dmc.Checkbox(value=one["value"], label=one["label"], size="xs") for one in choices], gap=6)
-        head = [html.H1(f"{title_of(scores)}"), html.P(headline(scores), className="headline"),
-                html.P(rule(scores), className="soft small")]  # fmt: skip
+        scored = html.Details(
+            [html.Summary("How it is scored"), html.P(rule(scores), className="small")], className="menu"
+        )
+        head = [html.H2(title_of(scores)), scored, html.P(headline(scores), className="headline")]
         rows, defs = ranking_table.rows(scores), ranking_table.columns(scores)
         return head, rows, defs, boxes, wanted, usual, measures, colour
 
@@ -386,6 +402,9 @@ def _picking(app: Dash) -> None:
         prevent_initial_call=True,
     )
     app.clientside_callback(
+        ClientsideFunction("headscope_rank", "about_open"), Output("rank-head", "hidden"), Input("rank-tab", "value")
+    )
+    app.clientside_callback(
         ClientsideFunction("headscope_rank", "address"),
         Output("rank-nothing", "children"),
         Input("rank-file", "data"),
@@ -425,6 +444,17 @@ def _sides(app: Dash, desk: Desk) -> None:
             return ranking_compare.compared(desk, file, beside or [])
         except HeadscopeError as error:
             return notice(said(error))
+
+    @app.callback(
+        Output("rank-elsewhere", "children"),
+        Input("rank-file", "data"),
+        Input("rank-heads", "data"),
+    )  # type: ignore[untyped-decorator]
+    def others(file: str | None, heads: list[str] | None) -> Any:
+        try:
+            return ranking_compare.elsewhere(desk, file, pairs(heads), rankings(desk)) if file else None
+        except HeadscopeError:
+            return None  # the page says what is wrong with the file already
 
     @app.callback(
         Output("rank-with", "data"),
@@ -558,7 +588,7 @@ def listing(known: Sequence[Ranking], text: str, file: str | None) -> list[Any]:
         if not all(word in f"{one.probe} {one.model} {one.file}".lower() for word in words):
             continue
         n = f"n {one.n}" if one.n is not None else ""
-        when = one.created[:16].replace("T", " ")
+        when = _when(one.created)
         made.append(
             html.Button(
                 [
@@ -578,6 +608,20 @@ def listing(known: Sequence[Ranking], text: str, file: str | None) -> list[Any]:
         return made
     text = f"None of {plural(len(known), 'ranking')} matches." if known else _NOTHING
     return [html.P(text, className="soft small")]
+
+
+def _when(created: str) -> str:
+    """Return day and time, short; the year only where it is another one."""
+    try:
+        at = datetime.fromisoformat(created).astimezone()
+    except ValueError:
+        return ""
+    return at.strftime("%d %b %H:%M" if at.year == datetime.now().astimezone().year else "%d %b %Y").lstrip("0")
+
+
+def pairs(heads: Sequence[str] | None) -> list[tuple[int, int]]:
+    """Return heads such as ``"18.6"`` as pairs; what is none is left out."""
+    return [(int(layer), int(head)) for layer, _, head in (one.partition(".") for one in heads or () if _is_head(one))]
 
 
 def _is_head(text: str) -> bool:
