@@ -200,7 +200,9 @@
       more(clicks) {
         if (!clicks || !now) return nothing;
         const { recipe, room } = now.data;
-        ask({ recipe: { ...recipe, new_tokens: recipe.new_tokens + Math.min(16, room) } });
+        const more = { new_tokens: recipe.new_tokens + Math.min(16, room) };
+        window.headscopePrompt.get("explore")?.fill(more);
+        ask({ recipe: { ...recipe, ...more } });
         return nothing;
       },
       share(clicks) {

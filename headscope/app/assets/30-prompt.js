@@ -417,6 +417,7 @@
     }
 
     drawChips(names) {
+      if (this.naming) return; // a count that arrives takes no field from who types in it
       this.chips.replaceChildren(...names.map((name) => {
         const spans = this.regions.filter((region) => region[0] === name).sort((a, b) => a[1] - b[1]);
         const first = this.text.slice(spans[0][1], Math.min(spans[0][2], spans[0][1] + 60)).replace(/\s+/g, " ").trim();
@@ -434,8 +435,13 @@
     }
 
     renaming(name, item) {
-      let done = false;
-      const finish = (value) => { if (!done) { done = true; this.rename(name, value); this.area.focus({ preventScroll: true }); } };
+      this.naming = true;
+      const finish = (value) => {
+        if (!this.naming) return;
+        this.naming = false;
+        this.rename(name, value);
+        this.area.focus({ preventScroll: true });
+      };
       const field = make("input", {
         class: "prompt-input chip-field", value: name, maxLength: 32, "aria-label": `New name of ${name}`,
         onkeydown: (event) => {
@@ -565,6 +571,28 @@
     }
     return editor;
   }
+
+  // Lists that drop down close when one looks elsewhere, presses Escape, or has chosen.
+  const close = (menu, back) => {
+    menu.open = false;
+    if (back) menu.querySelector("summary").focus();
+  };
+  document.addEventListener("click", (event) => {
+    for (const menu of document.querySelectorAll(".menu[open]")) {
+      if (!menu.contains(event.target) || event.target.closest(".menu-item")) close(menu, false);
+    }
+  });
+  document.addEventListener("keydown", (event) => {
+    const menu = event.target.closest?.(".menu[open]");
+    if (!menu) return;
+    if (event.key === "Escape") close(menu, true);
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const items = [...menu.querySelectorAll(".menu-item")];
+    if (!step || !items.length || event.target.matches("input")) return;
+    event.preventDefault();
+    const at = items.indexOf(document.activeElement);
+    items[at < 0 ? (step > 0 ? 0 : items.length - 1) : (at + step + items.length) % items.length].focus();
+  });
 
   addEventListener("pagehide", () => editors.forEach((editor) => editor.root.isConnected && editor.flush()));
 

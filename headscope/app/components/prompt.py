@@ -66,9 +66,7 @@ def prompt_form(
     given = {**defaults, **initial}
     head = [
         html.Label("Prompt", htmlFor=f"{name}-text", className="prompt-title"),
-        _examples(name),
-        _saved(desk, name),
-        _saving(name),
+        html.Fieldset([_examples(name), _saved(desk, name), _saving(name)], id=f"{name}-opener"),
     ]
     main = [
         html.Div(head, className="prompt-head"),
@@ -156,19 +154,21 @@ def _id(name: str, kind: str, key: str, length: int | None, place: str) -> dict[
     return {"form": name, "kind": kind, "key": key, "length": -1 if length is None else length, "place": place}
 
 
-def _item(name: str, kind: str, key: str, label: str, about: str = "", length: int | None = None) -> dmc.MenuItem:
+def _item(name: str, kind: str, key: str, label: str, about: str = "", length: int | None = None) -> html.Button:
     inside = [html.Span(label, className="menu-label"), html.Span(about, className="menu-about")] if about else label
-    return dmc.MenuItem(inside, id=_id(name, kind, key, length, "menu"), n_clicks=0)
-
-
-def _menu(target: str, label: str, items: list[Any]) -> dmc.Menu:
-    button = dmc.Button(label, id=target, variant="subtle", size="compact-sm", rightSection="▾")
-    return dmc.Menu(
-        [dmc.MenuTarget(button), dmc.MenuDropdown(items, className="prompt-menu")], position="bottom-start", shadow="sm"
+    return html.Button(
+        inside, id=_id(name, kind, key, length, "menu"), n_clicks=0, className="menu-item", type="button"
     )
 
 
-def _examples(name: str) -> dmc.Menu:
+def _menu(target: str, label: str, items: Any) -> html.Details:
+    """Return a list that drops down; the scripts close it when something is chosen, or left."""
+    return html.Details(
+        [html.Summary(label, id=target), html.Div(items, className="menu-list")], className="menu", role="group"
+    )
+
+
+def _examples(name: str) -> html.Details:
     items = [
         _item(name, "example", example.key, _called(example, length), example.about, length)
         for example in examples.EXAMPLES
@@ -204,19 +204,19 @@ def _called(example: examples.Example, length: int | None) -> str:
     return f"{example.label}, {f'{length:,} tokens' if length else 'the whole context'}"
 
 
-def _saved(desk: Desk, name: str) -> dmc.Menu:
-    return _menu(f"{name}-files", "Open", [html.Div(_files(desk, name), id=f"{name}-files-list")])
+def _saved(desk: Desk, name: str) -> html.Details:
+    return _menu(f"{name}-files", "Open", html.Div(_files(desk, name), id=f"{name}-files-list"))
 
 
 def _files(desk: Desk, name: str) -> list[Any]:
     items: list[Any] = [_item(name, "computer", "", "A file of this computer…", ".txt, .md or .json; or drop it here")]
     if found := prompts.saved(desk.workspace):
-        items.append(dmc.MenuLabel("In the workspace"))
+        items.append(html.Div("In the workspace", className="menu-title"))
         items += [_item(name, "file", file, file.removeprefix(f"{prompts.FOLDER}/")) for file in found[:50]]
     return items
 
 
-def _saving(name: str) -> dmc.Popover:
+def _saving(name: str) -> html.Details:
     inside = html.Div(
         [
             dmc.TextInput(id=f"{name}-save-name", label="Save in the workspace as", placeholder="name", size="sm"),
@@ -225,15 +225,7 @@ def _saving(name: str) -> dmc.Popover:
         ],
         className="prompt-save",
     )
-    return dmc.Popover(
-        [
-            dmc.PopoverTarget(dmc.Button("Save", variant="subtle", size="compact-sm", rightSection="▾")),
-            dmc.PopoverDropdown(inside),
-        ],
-        position="bottom-start",
-        shadow="sm",
-        trapFocus=True,
-    )
+    return _menu(f"{name}-saver", "Save", inside)
 
 
 def prompt_callbacks(app: Dash, desk: Desk, name: str, readers: Readers | None = None) -> None:
@@ -273,7 +265,7 @@ def prompt_callbacks(app: Dash, desk: Desk, name: str, readers: Readers | None =
         Output(f"{name}-draft", "data"),
         Output(f"{name}-said", "children"),
         Input(f"{name}-open", "data"),
-        **job(f"{name}-opening", f"{name}-examples"),
+        **job(f"{name}-opening", f"{name}-opener"),
     )  # type: ignore[untyped-decorator]
     @told(1)
     def fetch(set_progress: Any, asked: dict[str, Any] | None) -> Any:
