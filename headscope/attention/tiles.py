@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,12 +9,17 @@ import torch
 from torch import Tensor
 
 from headscope.errors import RequestError
-from headscope.kernels.dispatch import compute, fused_tile
+from headscope.kernels import tiles
+from headscope.kernels.dispatch import chosen, compute, fused_tile
 from headscope.kernels.inputs import AttentionInputs, accumulation_dtype
 from headscope.kernels.rows import Wants
 
+_EXACT, _EXACT_POOLED = 1 << 21, 1 << 18
+"""Cells of whole rows up to which a rectangle is worked out in float64, without log-normalisers."""
 _Slot = tuple[int, int, int, bool]
-"""Layer, head, sample, and whether edits of the head were left out."""
+"""Layer, head, sample, and whether there are edits of the head that its log-normalisers (1, 1, Tq) know nothing of."""
+_NOTHING = -1e30
+"""Log-normalisers below belong to rows whose keys an additive mask hides, all of them alike."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,13 @@ class QKStore:
         inp = self._layer(layer)
         return inp.batch, inp.heads, inp.tq, inp.tk
 
-    def know(self, layer: int, lse: Tensor) -> None:
-        """Take log-normalisers of all rows (B, H, Tq) that are known already, so that tiles need not work them out."""
-        inp = self._layer(layer)
-        if lse.shape != inp.q.shape[:3]:
-            raise RequestError(f"Log-normalisers of shape {tuple(lse.shape)}: layer {layer} has {inp.q.shape[:3]}.")
-        for batch in range(inp.batch):
-            for head in range(inp.heads):
-                if not _head(inp, head, batch).edits:
-                    self._lse[layer, head, batch, False] = lse[batch, head].to(inp.q.device)
+    def know(self, layer: int, head: int, lse: Tensor, *, batch: int = 0) -> None:
+        """Take log-normalisers (Tq,) that are known already, so that tiles of the head need not work them out."""
+        one = self._one(layer, head, batch)
+        if lse.shape != (one.tq,):
+            raise RequestError(f"Log-normalisers of shape {tuple(lse.shape)}: this head has {one.tq} queries.")
+        if not one.edits:
+            self._lse[layer, head, batch, False] = lse.to(one.q.device)[None, None]
 
     def tile(
         self,
@@ -123,21 +125,40 @@ class QKStore:
         rows, cols = rows or range(inp.tq), cols or range(inp.tk)
         if not (0 <= rows.start < rows.stop <= inp.tq and 0 <= cols.start < cols.stop <= inp.tk):
             raise RequestError(f"Tile {rows} × {cols} is outside the pattern of {inp.tq} × {inp.tk}.")
-        if rows.step == cols.step == 1 and not one.edits:
-            slot = (layer, head, batch, False)
-            fused = fused_tile(one, (rows.start, rows.stop), (cols.start, cols.stop), pool, reduce, self._lse.get(slot))
-            if fused is not None:
-                tile, self._lse[slot] = fused
-                return tile[0, 0].cpu()
-        height = max(1, 4096 // inp.tk) if pool is None else pool[0] * max(1, 4096 // (pool[0] * inp.tk))
-        parts = []
-        for start in range(0, len(rows), height):
-            chosen = torch.tensor(list(rows[start : start + height]))[None]
-            found = compute(one, Wants(rows=True), chosen.to(one.q.device)).rows
-            assert found is not None
-            part = found[0, 0][:, list(cols)] if cols.step != 1 else found[0, 0, :, cols.start : cols.stop]
-            parts.append(part if pool is None else _pool(part, pool, reduce))
-        return torch.cat(parts)
+        if rows.step == cols.step == 1 and not one.edits and chosen() != "reference":
+            return self._rectangle(one, (layer, head, batch, False), rows, cols, pool, reduce)
+        return _from_rows(one, rows, cols, pool, reduce)
+
+    def _rectangle(
+        self,
+        one: AttentionInputs,
+        slot: _Slot,
+        rows: range,
+        cols: range,
+        pool: tuple[int, int] | None,
+        reduce: Literal["mean", "max"],
+    ) -> Tensor:
+        """Return a rectangle of a head without edits."""
+        lse = self._lse.get(slot)
+        fused = fused_tile(one, (rows.start, rows.stop), (cols.start, cols.stop), pool, reduce, lse)
+        if fused is not None:
+            tile, found = fused
+            self._lse[slot] = found
+            return tile[0, 0].cpu()
+        if len(rows) * one.tk <= (_EXACT if pool is None else _EXACT_POOLED):
+            part = tiles.whole(one, rows)[0][:, cols.start : cols.stop]
+            part = part if pool is None else _pool(part, pool, reduce)
+            return part.to(accumulation_dtype(one.q.dtype)).cpu()
+        normaliser = self._normaliser(one, slot)
+        if one.mask is not None and bool((normaliser[rows.start : rows.stop] < _NOTHING).any()):
+            return _from_rows(one, rows, cols, pool, reduce)
+        return tiles.tile(one, normaliser, rows, cols, pool, reduce).cpu()
+
+    def _normaliser(self, one: AttentionInputs, slot: _Slot) -> Tensor:
+        """Return log-normalisers (Tq,) of a head without edits, worked out where they are not known."""
+        if slot not in self._lse:
+            self._lse[slot] = tiles.normaliser(one)[None, None]
+        return self._lse[slot][0, 0]
 
     @torch.no_grad()
     def pair(self, layer: int, head: int, query: int, key: int, *, batch: int = 0) -> Pair:
@@ -149,9 +170,9 @@ class QKStore:
         edited = None
         if any(edit.rows is None or bool(edit.rows[0, query]) for edit in one.edits):
             edited = float(self.tile(layer, head, rows=range(query, query + 1), cols=range(key, key + 1), batch=batch))
+        plain = replace(one, edits=())
         q, k = one.q[0, 0, query].double().cpu(), one.k[0, 0, key].double().cpu()
         raw = float(q @ k) * one.scale
-        capped = raw if one.softcap is None else one.softcap * math.tanh(raw / one.softcap)
         bias = 0.0 if one.bias is None else _at(one.bias, query, key)
         visible = not one.causal or key <= query + one.offset
         if one.mask is not None:
@@ -161,10 +182,9 @@ class QKStore:
             else:
                 visible = visible and extra > torch.finfo(one.mask.dtype).min / 2
                 bias += extra if visible else 0.0
-        logit = capped + bias if visible else -math.inf
-        lse = float(self._normaliser(replace(one, edits=()), (layer, head, batch, bool(one.edits)))[query])
-        weight = math.exp(logit - lse) if visible else 0.0
-        return Pair(q, k, one.scale, one.softcap, bias, raw, logit, lse, weight, visible, edited)
+        weights, lse, logits = tiles.whole(plain, range(query, query + 1))
+        logit, weight = float(logits[0, key]), float(weights[0, key])
+        return Pair(q, k, one.scale, one.softcap, bias, raw, logit, float(lse[0]), weight, visible, edited)
 
     @torch.no_grad()
     def call(self, layer: int, head: int, *, batch: int = 0) -> tuple[AttentionInputs, Tensor]:
@@ -183,15 +203,6 @@ class QKStore:
             raise RequestError(f"Head {head} of sample {batch}: there are {inp.heads} heads and {inp.batch} samples.")
         return _head(inp, head, batch)
 
-    def _normaliser(self, one: AttentionInputs, slot: _Slot) -> Tensor:
-        """Return log-normalisers (Tq,) of a head without edits, worked out where they are not known."""
-        if slot not in self._lse:
-            # The fused kernel takes calls whose values are as wide as their keys.
-            found = compute(replace(_full(one), v=one.k.to(accumulation_dtype(one.k.dtype))), Wants(lse=True)).lse
-            assert found is not None
-            self._lse[slot] = found[0, 0]
-        return self._lse[slot]
-
 
 def _bare(inp: AttentionInputs) -> AttentionInputs:
     """Return a call without its values: a slice of them would hold them all."""
@@ -201,10 +212,19 @@ def _bare(inp: AttentionInputs) -> AttentionInputs:
     return replace(inp, q=q, k=k, v=inp.v.new_empty(*inp.v.shape[:3], 0))
 
 
-def _full(inp: AttentionInputs) -> AttentionInputs:
-    """Return a call in the precision that statistics are computed in."""
-    dtype = accumulation_dtype(inp.q.dtype)
-    return replace(inp, q=inp.q.to(dtype), k=inp.k.to(dtype))
+def _from_rows(
+    one: AttentionInputs, rows: range, cols: range, pool: tuple[int, int] | None, reduce: Literal["mean", "max"]
+) -> Tensor:
+    """Return a rectangle cut out of whole rows: of heads under edits, whose rules look at all of a row."""
+    height = max(1, 4096 // one.tk) if pool is None else pool[0] * max(1, 4096 // (pool[0] * one.tk))
+    parts = []
+    for start in range(0, len(rows), height):
+        some = torch.tensor(list(rows[start : start + height]))[None]
+        found = compute(one, Wants(rows=True), some.to(one.q.device)).rows
+        assert found is not None
+        part = found[0, 0][:, list(cols)] if cols.step != 1 else found[0, 0, :, cols.start : cols.stop]
+        parts.append(part if pool is None else _pool(part, pool, reduce))
+    return torch.cat(parts).cpu()
 
 
 def _at(extra: Tensor, query: int, key: int) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headscope.attention import requests as ask
-from headscope.report.view.source import OVERVIEW, View, bins, viewed_stack
+from headscope.report.view.source import OVERVIEW, OVERVIEW_CELLS, THUMB, TILE, View, viewed_stack
 from headscope.report.view.statistics import REACH, RECEIVED
 
 if TYPE_CHECKING:
@@ -38,15 +38,16 @@ def view_requests(model: Model, prompt: Prompt) -> list[ask.Request]:
     seen = torch.stack([torch.ones(len(prompt)), torch.arange(len(prompt), dtype=torch.float32)], dim=1)
     found = [
         ask.QK(stack=stack),
+        ask.Logsumexp(stack=stack, heads=heads),
         ask.Entropy(stack=stack, heads=heads),
         ask.Mass(tuple(prompt.regions), stack=stack, heads=heads),
         ask.Weighted(x=seen, name=REACH, stack=stack, heads=heads),
         ask.Received(mean=True, name=RECEIVED, stack=stack, heads=heads),
         ask.TopKeys(1, stack=stack, heads=heads),
     ]
-    if heads is None:
-        cells = bins(len(prompt))
-        found += [ask.Logsumexp(stack=stack), ask.Pooled(cells, cells, "max", name=OVERVIEW, stack=stack)]
+    if len(prompt) > TILE:  # thumbnails of shorter ones are made in no time
+        cells = OVERVIEW_CELLS
+        found.append(ask.Pooled(cells, cells, "max", name=OVERVIEW, stack=stack, heads=heads))
     return found
 
 
@@ -95,7 +96,7 @@ def estimate(model: Model, length: int) -> int:
     extra = (len(masks) + bool(masks)) * length**2
     if any(layer.position_bias for layer in layers):
         extra += width * layers[0].heads * length**2
-    return kept + extra + 4 * heads * (length + bins(length) ** 2)
+    return kept + extra + 4 * heads * (length + THUMB**2)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch.nn import functional
 from headscope.errors import RequestError, UnsupportedError, nearest
 from headscope.models.prompt import Prompt
 from headscope.report.view.memory import Floats, Recent
-from headscope.report.view.statistics import Statistic, statistics
+from headscope.report.view.statistics import Statistic, of_heads, statistics
 
 if TYPE_CHECKING:
     from headscope.attention.result import Run
@@ -26,8 +26,8 @@ TILE = 256
 """Cells of a tile along either side."""
 THUMB = 32
 """Cells of a thumbnail along either side."""
-OVERVIEW = "overview_max"
-"""Name of the capture that pools the whole pattern to the cells of the last level."""
+OVERVIEW, OVERVIEW_CELLS = "overview_max", 64
+"""Name of the capture that thumbnails are made of, and its cells along either side, at most."""
 RECENT = 64 << 20
 """Bytes of tiles that a view remembers."""
 LONGEST = 2048
@@ -106,18 +106,14 @@ class View:
         self._know(run)
         found = statistics(run, self._layers, self.length, self._distances())
         self._stats: dict[str, Statistic] = {stat.name: stat for stat in found}
-        self._overview = _overview(run)
+        self._thumbs = _thumbs(run)
         self._recent = Recent(RECENT)
 
     def _know(self, run: Run) -> None:
         """Give the store the log-normalisers that were captured."""
-        if "logsumexp" not in run or {"layer", "head"} - set(run["logsumexp"].dims):
-            return
-        lse = run["logsumexp"].transpose("layer", "batch", "head", "query")
-        if lse.sizes["query"] == self.length:
-            for layer, values in zip(lse["layer"].values.tolist(), lse.values, strict=True):
-                if layer in self._store.layers:
-                    self._store.know(layer, torch.from_numpy(values))
+        for layer, head, lse in of_heads(run, "logsumexp"):
+            if layer in self._store.layers and lse.shape == (self.length,):
+                self._store.know(layer, head, torch.from_numpy(lse))
 
     def _distances(self) -> Floats | None:
         """Return mean distances (layers, heads) where attention goes both ways, NaN elsewhere."""
@@ -158,8 +154,8 @@ class View:
     @property
     def nbytes(self) -> int:
         """Bytes that the view keeps."""
-        overview = 0 if self._overview is None else self._overview.nbytes
-        return self._store.nbytes + overview + self._recent.nbytes + sum(s.values.nbytes for s in self._stats.values())
+        held = [*self._thumbs.values(), *(stat.values for stat in self._stats.values())]
+        return self._store.nbytes + self._recent.nbytes + sum(array.nbytes for array in held)
 
     def stat(self, name: str) -> Floats:
         """Return a statistic of all heads (layers, heads), NaN where there is no head."""
@@ -174,13 +170,14 @@ class View:
         self._check(layer)
 
         def make() -> Floats:
-            if self._overview is not None:
-                found = self._overview[layer, : self._heads[layer]]
-            else:
-                top = levels(self.length) - 1
-                found = np.stack([self.tile(layer, head, top, 0, 0, "max") for head in range(self._heads[layer])])
-            # Cells of a picture may share a cell of the pattern, so that its size is always the same.
-            return np.asarray(functional.adaptive_max_pool2d(torch.tensor(found), THUMB).numpy())
+            top, heads = levels(self.length) - 1, range(self._heads[layer])
+            known = [self._thumbs.get((layer, head)) for head in heads]
+            return np.stack(
+                [
+                    thumbnail(self.tile(layer, head, top, 0, 0, "max")) if found is None else found
+                    for head, found in zip(heads, known, strict=True)
+                ]
+            )
 
         return self._recent.get(("thumbs", layer), make)
 
@@ -203,9 +200,6 @@ class View:
         count = -(-self.length // side)
         if not (0 <= row < count and 0 <= col < count):
             raise RequestError(f"Tile ({row}, {col}) of level {level} is out of range: 0 to {count - 1}.")
-        if reduce == "max" and level == levels(self.length) - 1 and self._fits():
-            assert self._overview is not None
-            return self._overview[layer, head]
         rows, cols = (range(at * side, min((at + 1) * side, self.length)) for at in (row, col))
         pool = None if level == 0 else (1 << level, 1 << level)
         name = ("tile", layer, head, level, row, col, reduce if level else "")
@@ -270,12 +264,6 @@ class View:
             found = self._store.tile(layer, head, rows=rows, cols=cols, pool=pool, reduce=reduce)
         return np.asarray(found.float().numpy())
 
-    def _fits(self) -> bool:
-        """Whether the captured overview has the cells of the last level."""
-        return self._overview is not None and -(-self.length // self._overview.shape[-1]) == 1 << (
-            levels(self.length) - 1
-        )
-
     def _check(self, layer: int, head: int | None = None, *positions: int) -> None:
         if not 0 <= layer < len(self._layers):
             raise RequestError(f"Layer {layer} is out of range: 0 to {len(self._layers) - 1}.")
@@ -307,15 +295,14 @@ def _prompt(run: Run, model: Model) -> Prompt:
     raise RequestError("A view is of one prompt of text: run one at a time.")
 
 
-def _overview(run: Run) -> Floats | None:
-    """Return the captured overview (layers, heads, cells, cells), if there is one of all heads."""
-    if OVERVIEW not in run or run[OVERVIEW].dims[:3] != ("layer", "batch", "head"):
-        return None
-    stat = run[OVERVIEW]
-    found = np.full((int(stat["layer"].max()) + 1, *stat.shape[2:]), np.nan, np.float32)
-    found[stat["layer"].values] = stat.values[:, 0]
-    found.flags.writeable = False
-    return found
+def thumbnail(pattern: Floats) -> Floats:
+    """Return the largest weights of a pattern, or of an overview of it, as a picture of one size for all."""
+    # Cells of the picture may share a cell of the pattern, so that it need not be a multiple of them.
+    return np.asarray(functional.adaptive_max_pool2d(torch.tensor(pattern)[None], THUMB)[0].numpy())
+
+
+def _thumbs(run: Run) -> dict[tuple[int, int], Floats]:
+    return {(layer, head): thumbnail(found) for layer, head, found in of_heads(run, OVERVIEW)}
 
 
 def _rotary(model: Model, paths: list[str]) -> list[bool]:

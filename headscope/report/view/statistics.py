@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def statistics(run: Run, layers: Sequence[LayerSpec], length: int, distances: Fl
 
     def whole(key: str) -> Any:
         """Return a stat of the one prompt if it is of all its queries."""
-        stat = run[key].isel(batch=0) if key in run and run[key].sizes.get("batch") == 1 else None
+        stat = run[key].isel(batch=0) if key in list(run) and run[key].sizes.get("batch") == 1 else None
         return stat if stat is not None and stat.sizes.get("query", length) == length else None
 
     if (mass := whole("mass")) is not None:
@@ -118,6 +118,19 @@ def statistics(run: Run, layers: Sequence[LayerSpec], length: int, distances: Fl
         )
         share("received-max", "Most received", about, values)
     return found
+
+
+def of_heads(run: Run, key: str) -> Iterator[tuple[int, int, Floats]]:
+    """Yield (layer, head, values) of a capture of one prompt by layers and heads, or by pairs of them; none if not."""
+    if key not in list(run) or run[key].sizes.get("batch") != 1:
+        return
+    stat = run[key].isel(batch=0)
+    if "pair" in stat.dims:
+        pairs = zip(stat["layer"].values.tolist(), stat["head"].values.tolist(), strict=True)
+        yield from ((layer, head, stat.values[at]) for at, (layer, head) in enumerate(pairs))
+    elif stat.dims[:2] == ("layer", "head"):
+        for at, layer in enumerate(stat["layer"].values.tolist()):
+            yield from ((layer, head, values) for head, values in enumerate(stat.values[at]))
 
 
 def on_grid(stat: Stat, layers: int, heads: int) -> Floats:
