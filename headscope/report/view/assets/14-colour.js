@@ -79,8 +79,11 @@
     return (v) => (v >= top ? 1 : v > top * 10 ** -DECADES ? 1 + Math.log10(v / top) / DECADES : 0);
   };
 
-  /** Weights that a colour bar names. */
-  parts.ticksOf = (scale, top) => (scale === "log" ? [4, 3, 2, 1, 0].map((down) => top * 10 ** -down) : [0, 0.25, 0.5, 0.75, 1].map((share) => share * top));
+  /** Places along the ramp, and the weights that are shown there. */
+  parts.ticksOf = (scale, top) => {
+    const weight = { linear: (share) => share * top, sqrt: (share) => share ** 2 * top, log: (share) => top * 10 ** (-DECADES * (1 - share)) }[scale];
+    return [0, 0.25, 0.5, 0.75, 1].map((share) => [share, weight(share)]);
+  };
 
   /** Least of 1, 2, 5 × 10ⁿ that is no less than a value: domains stay put while a map is moved. */
   parts.niceTop = (value) => {

@@ -28,7 +28,7 @@
       this.viewer = viewer;
       this.name = name;
       this.turn = 0;
-      this.heading = el("h3", { class: "hs-title", id: `${viewer.id}-${name}` }, title);
+      this.heading = el("h2", { class: "hs-title", id: `${viewer.id}-${name}` }, title);
       this.tools = el("div", { class: "hs-tools" });
       this.body = el("div", { class: "hs-body" });
       this.trouble = el("div", { class: "hs-trouble", role: "alert", hidden: true });
@@ -84,7 +84,7 @@
         }
       } } });
       menu.append(
-        el("summary", { text: "Export", "aria-label": `Export: ${this.name} panel` }),
+        el("summary", { text: "⤓", title: "Save as PNG, SVG or CSV", "aria-label": `Save the ${this.name} panel` }),
         el("div", { class: "hs-menu-list" },
           choose("PNG", "Picture, at twice the size of the screen", () => this.savePng()),
           choose("SVG", "Vector graphic", () => save(`${this.fileName()}.svg`, this.svg(), "image/svg+xml")),

@@ -4,8 +4,8 @@
   const { parts } = Headscope;
   const { el } = parts;
   const LEFT = 26;
-  const TOP = 20;
-  const THUMB_CELL = 30;
+  const TOP = 32;
+  const THUMB_CELL = 24;
   const BEST = 6;
 
   class ModelPanel extends parts.Panel {
@@ -51,7 +51,7 @@
         this.values = values;
         this.domain = this.domainOf(values);
         this.list();
-        this.draw();
+        this.layout();
       });
     }
     get info() {
@@ -95,7 +95,7 @@
       const room = { w: Math.max(this.grid.clientWidth, 80), h: Math.max(this.body.clientHeight - this.grid.nextSibling.offsetHeight - 6, 120) };
       let w = (room.w - LEFT - 2) / this.heads;
       let h = (room.h - TOP - 2) / this.layers;
-      if (thumbs) w = h = Math.max(Math.min(w, 120), THUMB_CELL);
+      if (thumbs) w = h = Math.max(Math.min(w - 1, 120), THUMB_CELL);
       else [w, h] = [Math.max(Math.min(w, 64), 4), Math.max(Math.min(h, 40), 4)];
       this.cell = { w, h };
       this.size = { w: LEFT + w * this.heads + 2, h: TOP + h * this.layers + 2 };
@@ -166,7 +166,8 @@
       const gap = Math.min(w, h) > 9 ? 1 : 0;
       const step = (size, need) => [1, 2, 5, 10, 20, 50].find((n) => n * size >= need) || 100;
       const [every, each] = [step(h, 11), step(w, this.heads > 10 ? 18 : 12)];
-      pen.text(LEFT - 8, 8, "layer", { fill: theme.soft, size: 9, anchor: "end", rotate: 0 });
+      pen.text(0, 21, "layer", { fill: theme.soft, size: 9 });
+      pen.text(LEFT + (this.heads * w) / 2, 6, "head", { fill: theme.soft, size: 9, anchor: "middle" });
       for (let layer = 0; layer < this.layers; layer++) {
         const chosen = layer === store.state.layer;
         if (layer % every === 0 || chosen) pen.text(LEFT - 6, TOP + (layer + 0.5) * h, String(layer), { fill: chosen ? theme.ink : theme.soft, size: 10, anchor: "end", weight: chosen ? 700 : 400 });
@@ -174,7 +175,7 @@
       }
       for (let head = 0; head < this.heads; head++) {
         const chosen = head === store.state.head;
-        if (head % each === 0 || chosen) pen.text(LEFT + (head + 0.5) * w, 9, String(head), { fill: chosen ? theme.ink : theme.soft, size: 10, anchor: "middle", weight: chosen ? 700 : 400 });
+        if (head % each === 0 || chosen) pen.text(LEFT + (head + 0.5) * w, 21, String(head), { fill: chosen ? theme.ink : theme.soft, size: 10, anchor: "middle", weight: chosen ? 700 : 400 });
       }
       const { layer, head } = store.state;
       const [x, y] = [LEFT + head * w, TOP + layer * h];

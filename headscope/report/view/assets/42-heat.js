@@ -3,7 +3,7 @@
   "use strict";
   const { parts } = Headscope;
   const LEFT = 92;
-  const TOP = 70;
+  const TOP = 64;
   const BAND = 5;
   const LARGEST = 72;
   const LABELLED = 256;
@@ -174,6 +174,8 @@
         this.paintCells(pen);
       });
       pen.rect(plot.x - 0.5, plot.y - 0.5, right - plot.x + 1, bottom - plot.y + 1, null, { stroke: theme.line });
+      pen.text(LEFT - BAND - 6, TOP - 24, "key →", { fill: theme.soft, size: 10, anchor: "end" });
+      pen.text(LEFT - BAND - 6, TOP - 11, "query ↓", { fill: theme.soft, size: 10, anchor: "end" });
       this.paintRegions(pen, right, bottom);
       this.paintAxis(pen, "key", plot.x, right);
       this.paintAxis(pen, "query", plot.y, bottom);

@@ -95,7 +95,7 @@
             const weight = this.weight(q, k);
             const kept = !alone || (one.query !== null && one.key !== null ? q === one.query && k === one.key : q === one.query || k === one.key);
             if (weight < FAINT || !kept) continue;
-            line(q, k, weight, theme.accent, alone ? 1 : q === store.query ? 1 : 0.55);
+            line(q, k, weight, theme.accent, alone || q === store.query ? 1 : 0.4);
           }
         }
         for (let q = q0; q < q1; q++) if (seen(this.y(q, q0))) this.token(pen, q, this.y(q, q0), "query", alone);

@@ -19,14 +19,14 @@
       this.scale = parts.segmented("Colour scale", [["linear", "lin", "Colour by weight (s)"], ["sqrt", "√", "Colour by the square root of the weight (s)"], ["log", "log", "Colour by the logarithm of the weight, four decades (s)"]], (scale) => store.set({ scale }));
       const zoom = (label, words, work) => el("button", { type: "button", class: "hs-button hs-icon", "aria-label": words, title: words, text: label, on: { click: work } });
       this.zooms = el("div", { class: "hs-segmented hs-zooms", role: "group", "aria-label": "Zoom" }, zoom("−", "Zoom out (−)", () => this.zoom(0.5)), zoom("+", "Zoom in (+)", () => this.zoom(2)), zoom("⤢", "Show everything (0)", () => this.reset()));
-      this.tools.append(this.mode.element, this.reduce.element, this.scale.element, this.zooms);
+      this.tools.append(this.mode.element, this.reduce.element, this.scale.element);
       this.canvas = el("canvas", { "aria-hidden": "true" });
       this.over = el("canvas", { "aria-hidden": "true" });
       this.spacer = el("div", { class: "hs-spacer" });
       this.stage = el("div", { class: "hs-stage", tabindex: "0", role: "application" }, el("div", { class: "hs-stack" }, this.canvas, this.over), this.spacer);
       this.readout = el("div", { class: "hs-readout" });
       this.legend = el("canvas", { class: "hs-legend", role: "img", "aria-label": "Colour bar of weights" });
-      this.body.append(this.stage, el("div", { class: "hs-foot" }, this.readout, this.legend));
+      this.body.append(this.stage, this.zooms, el("div", { class: "hs-foot" }, this.readout, this.legend));
       this.draw = parts.perFrame(() => this.paintAll());
       this.drawOver = parts.perFrame(() => this.paintOver());
       parts.headPointer(this);
@@ -80,7 +80,7 @@
         if (this.viewer.store.state.box) this.heat.show(this.viewer.store.state.box);
         else this.heat.fit();
       }
-      for (const button of this.zooms.children) button.disabled = kind === "lines";
+      this.zooms.hidden = kind === "lines";
       this.draw();
       this.label();
     }
@@ -157,12 +157,8 @@
     bar(pen, x, y, w) {
       const { theme, store } = this.viewer;
       const { scale } = store.state;
-      const share = parts.transfer(scale, this.top);
-      const values = parts.ticksOf(scale, this.top);
-      // The ramp lies along the bar; a scale moves the numbers under it.
-      const ticks = scale === "log" ? values.map((value, i) => [i / 4, value]) : values.filter((value) => scale !== "sqrt" || value === 0 || share(value) >= 0.45).map((value) => [share(value), value]);
       const at = this.kind === "lines" ? (s) => `color-mix(in srgb, ${theme.heat} ${Math.round(s * 100)}%, ${theme.panel})` : theme.rampAt;
-      parts.colourBar(pen, x, y, w, { at, ticks });
+      parts.colourBar(pen, x, y, w, { at, ticks: parts.ticksOf(scale, this.top) });
     }
 
     /** One line under the picture: the pair under the pointer, else the chosen one. */
@@ -172,14 +168,15 @@
       const [query, key] = this.under ? [this.under.query, this.under.key] : [store.query, viewer.key];
       const name = (i) => el("span", {}, el("b", { text: parts.quote(meta.tokens[i], 22) }), ` ${i}`);
       const row = [];
+      const worth = el("div", { class: "hs-value" });
       if (query !== null) row.push(name(query));
       if (query !== null && key !== null) row.push(" → ");
       if (key !== null) row.push(name(key));
       if (query !== null && key !== null) {
         const at = this.view.look(query, key);
-        row.push(el("span", { class: "hs-value" }, ...this.worth(at)));
+        worth.append(...this.worth(at));
       }
-      this.readout.replaceChildren(...row);
+      this.readout.replaceChildren(el("div", {}, ...row), worth);
       this.readout.classList.toggle("hs-resting", !this.under);
     }
     worth(at) {

@@ -14,18 +14,18 @@
       this.side = parts.segmented("Direction", [["row", "attends to", "What the chosen query attends to"], ["column", "attended by", "Which queries attend to the chosen key"]], (side) => this.turnTo(side));
       this.wrote = el("input", { type: "checkbox", id: `${viewer.id}-wrote`, on: { change: () => store.set({ wrote: this.wrote.checked }) } });
       this.wroteRow = el("label", { class: "hs-wrote", for: this.wrote.id, hidden: true, title: "A token is written by the row before it: the query at position − 1 reads the context and predicts this token. Off, you see the token's own row, which writes the next one." }, this.wrote, "row that wrote it");
-      this.tools.append(this.wroteRow, this.side.element);
+      this.tools.append(this.side.element);
       this.subjectLine = el("p", { class: "hs-subject" });
       this.strip = new parts.Strip(this);
       this.flow = new parts.Flow(this);
       this.list = el("ol", { class: "hs-list" });
       this.left = el("p", { class: "hs-left" });
-      this.body.append(this.subjectLine, this.strip.element, this.flow.element, el("div", { class: "hs-best-keys" }, this.list, this.left));
+      this.body.append(el("div", { class: "hs-subject-row" }, this.subjectLine, this.wroteRow), this.strip.element, this.flow.element, el("div", { class: "hs-best-keys" }, this.list, this.left));
       store.watch((changed) => {
         if (["layer", "head", "query", "key", "side", "wrote"].some((name) => changed.has(name))) this.refresh(changed);
         if (changed.has("scale")) this.shade();
       });
-      viewer.hover.watch((from) => this.mark(from));
+      viewer.hover.watch(() => this.light());
     }
 
     /** Turn around; a key that was not chosen is then the token that was in view. */
@@ -128,7 +128,8 @@
       const other = event.shiftKey || event.altKey;
       this.viewer.store.set(other !== query ? { query: i, wrote: false } : { key: i });
     }
-    mark() {
+    /** Light the tokens under the pointer. */
+    light() {
       const { hover } = this.viewer;
       for (const button of this.list.querySelectorAll(".hs-entry")) {
         const i = Number(button.dataset.i);

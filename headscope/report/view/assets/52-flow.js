@@ -91,6 +91,7 @@
     breakLines() {
       const { length, prompt_length } = this.viewer.meta;
       this.lines = [];
+      this.wrapped = new Set();
       let start = 0;
       let x = 0;
       const end = (at) => {
@@ -99,7 +100,11 @@
         x = 0;
       };
       for (let i = 0; i < length; i++) {
-        if (i === prompt_length || (x > 0 && x + this.widths[i] > this.width)) end(i);
+        if (i === prompt_length) end(i);
+        else if (x > 0 && x + this.widths[i] > this.width) {
+          end(i);
+          this.wrapped.add(i);
+        }
         x += this.widths[i];
         if (breaks(this.viewer.meta.tokens[i])) end(i + 1);
       }
@@ -125,6 +130,10 @@
       this.inner.replaceChildren(...rows);
       this.mark();
     }
+    /** Text of a token; a blank in front is not shown where a line was broken. */
+    word(i) {
+      return this.wrapped.has(i) ? this.words[i].replace(/^ +(?=\S)/, "") : this.words[i];
+    }
     line(line) {
       const [from, to] = this.lines[line];
       const row = el("div", { class: "hs-line" });
@@ -135,7 +144,7 @@
     span(i) {
       const { panel, viewer } = this;
       const { meta } = viewer;
-      const span = el("span", { class: "hs-t", text: this.words[i], data: { i } });
+      const span = el("span", { class: "hs-t", text: this.word(i), data: { i } });
       if (panel.values && panel.subject !== null) {
         if (!panel.reaches(i)) span.classList.add("hs-unseen");
         else {
@@ -189,7 +198,7 @@
           if (share > 0.004) pen.rect(x, y - 9, this.widths[i], 18, theme.heat, { opacity: share });
           if (i === this.viewer.store.query) pen.rect(x, y - 9, this.widths[i], 18, null, { stroke: theme.accent });
           if (i === this.viewer.key) pen.rect(x, y - 9, this.widths[i], 18, null, { stroke: theme.warm });
-          pen.text(x, y, this.words[i], { size: parseFloat(getComputedStyle(this.inner).fontSize), fill: reached ? theme.ink : theme.soft });
+          pen.text(x, y, this.word(i), { size: parseFloat(getComputedStyle(this.inner).fontSize), fill: reached ? theme.ink : theme.soft });
           x += this.widths[i];
         }
       }

@@ -3,7 +3,7 @@
   "use strict";
   const { parts } = Headscope;
   const { el } = parts;
-  const LEFT = 62;
+  const LEFT = 84;
   const RIGHT = 10;
   const ROWS = [["q", "query q", 0.2], ["k", "key k", 0.2], ["product", "q · k · scale", 0.28], ["sum", "running sum", 0.32]];
 

@@ -149,7 +149,7 @@
     paired() {
       this.neuron.refresh();
       if (this.store.state.side === "column") this.text.refresh();
-      this.text.mark();
+      this.text.light();
       this.head.draw();
     }
 
