@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -124,12 +126,44 @@ class Run(Mapping[str, Stat]):
     """
 
     def __init__(
-        self, stats: dict[str, Stat], *, logits: Tensor | None, prompt: Any, qk: dict[str, QKStore] | None = None
+        self,
+        stats: dict[str, Stat],
+        *,
+        logits: Tensor | None,
+        prompt: Any,
+        qk: dict[str, QKStore] | None = None,
+        model: Any = None,
     ) -> None:
         self._stats = stats
         self.logits = logits
         self.prompt = prompt
         self.qk = qk or {}
+        # Results do not keep a model in memory.
+        self._model = None if model is None else weakref.ref(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
+
+    def show(self, *, model: Any = None, **options: Any) -> Any:
+        """Show the run in a notebook: heads, patterns, tokens, and why one attends to another.
+
+        Needs ``hs.QK()`` among the captures of a run of one prompt; other captures become statistics of heads.
+        ``model.view(prompt)`` captures all that the viewer can show.
+
+        Parameters
+        ----------
+        model
+            The model that ran; needed only if it was deleted since.
+        options
+            heads, layers, html, height, limit_mb and theme, as for ``Model.view``.
+
+        Raises
+        ------
+        RequestError
+            If the run kept no queries and keys, or is not of one prompt.
+        """
+        held = model if model is not None or self._model is None else self._model()
+        return importlib.import_module("headscope.report.view.widget").show_run(self, held, **options)
 
     def __getitem__(self, key: str) -> Stat:
         if key not in self._stats:

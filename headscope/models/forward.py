@@ -163,6 +163,7 @@ def run(model: Model, given: Inputs, capture: Sequence[ask.Request], *, logits: 
         logits=found,
         prompt=prepared.given if prepared.given is not None else given,
         qk={key: QKStore(layers) for key, layers in session.stored.items()},
+        model=model,
     )
 
 

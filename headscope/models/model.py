@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -209,6 +210,64 @@ class Model:
     def generate(self, prompt: Inputs, max_new_tokens: int = 20, **kwargs: Any) -> str | list[str]:
         """Continue a prompt with transformers' ``generate``; text for one prompt, a list for several."""
         return generate(self, prompt, max_new_tokens=max_new_tokens, **kwargs)
+
+    def view(
+        self,
+        prompt: Prompt | str,
+        *,
+        heads: Iterable[tuple[int, int]] | None = None,
+        layers: Iterable[int] | None = None,
+        edits: Sequence[Edit | Editor] = (),
+        max_new_tokens: int = 0,
+        html: bool = False,
+        height: int = 640,
+        limit_mb: float = 25,
+        theme: Literal["auto", "light", "dark"] = "auto",
+    ) -> Any:
+        """Run a prompt and show its attention: all heads, one head's pattern, tokens in the text, single pairs.
+
+        What is returned shows itself in a cell of Jupyter or VS Code and in HTML exported from either;
+        ``.save(path)`` writes it as a file of its own. It holds its data: no kernel is needed to look at it.
+
+        Parameters
+        ----------
+        prompt
+            Text, or a prompt with regions: ``model.prompt("… {needle} …", needle="…")``.
+        heads, layers
+            Heads (layer, head), or all heads of layers, whose patterns can be looked at. By default as many as
+            ``limit_mb`` has room for, the most telling first; of all others there are statistics and thumbnails.
+        edits
+            Edits or methods to run under, besides those in force.
+        max_new_tokens
+            Tokens that the model writes after the prompt before the whole is read.
+        html
+            Return the page as text.
+        height
+            Height in a notebook, in pixels.
+        limit_mb
+            Most megabytes of data.
+        theme
+            ``"auto"`` follows the reader's system.
+
+        Raises
+        ------
+        RequestError
+            If there is no such head, or the chosen ones do not fit; MemoryBudgetError if the run cannot fit the memory.
+        PromptError
+            If the prompt is longer than the model's context.
+        """
+        return importlib.import_module("headscope.report.view.widget").show_prompt(
+            self,
+            prompt,
+            heads=heads,
+            layers=layers,
+            edits=edits,
+            max_new_tokens=max_new_tokens,
+            html=html,
+            height=height,
+            limit_mb=limit_mb,
+            theme=theme,
+        )
 
     @contextlib.contextmanager
     def edited(self, *edits: Edit | Editor) -> Iterator[Model]:

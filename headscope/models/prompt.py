@@ -124,6 +124,23 @@ class Prompt:
         """Return the prompt with more regions, given as token positions (negative ones count from the end)."""
         return replace(self, regions=self.regions | _checked(regions, len(self)))
 
+    def continued(self, ids: Iterable[int], tokenizer: Any) -> Prompt:
+        """Return the prompt with what a model wrote after it as region ``"generated"``; itself if that is nothing."""
+        ids = tuple(int(i) for i in ids)
+        if not ids:
+            return self
+        written = tuple(f"⟨{i}⟩" if tokenizer is None else str(tokenizer.decode([i])) for i in ids)
+        ends = list(itertools.accumulate(map(len, written), initial=len(self.text)))
+        regions = self.regions | {"generated": tuple(range(len(self), len(self) + len(ids)))}
+        return replace(
+            self,
+            ids=(*self.ids, *ids),
+            text=self.text + "".join(written),
+            regions=regions,
+            offsets=(*self.offsets, *itertools.pairwise(ends)),
+            pieces=(*self.pieces, *written),
+        )
+
     @classmethod
     def from_text(
         cls,

@@ -6,17 +6,15 @@ two scripts makes the browser refuse anything else, whatever a token string or a
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib.resources
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headscope.errors import DataError
 from headscope.report import blocks, comparing, palette, sections, words
+from headscope.report import page as common
 from headscope.report.blocks import Page
 from headscope.report.tokens import clean
 
@@ -111,7 +109,7 @@ def render(page: Page) -> str:
             policy=policy(),
             scripts=_scripts(),
             style=palette.css() + _resource("report.css"),
-            palette=_safe_json(palette.dark_of()),
+            palette=common.safe_json(palette.dark_of()),
             figure=store.add,
             figures=store.texts,
         )
@@ -122,11 +120,7 @@ def render(page: Page) -> str:
 @cache
 def policy() -> str:
     """Return the content security policy of a report: its own two scripts, and nothing else."""
-    hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in _scripts().values())
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    return common.policy(_scripts().values())
 
 
 def _scripts() -> dict[str, str]:
@@ -142,7 +136,7 @@ class _Figures:
     def add(self, picture: blocks.Picture) -> int:
         """Keep a figure and return its number."""
         # Plotly writes arrays as base64 and NaN as null; "<" must not end the script element that holds it.
-        self.texts.append(_escape(picture.figure.to_json(engine="json")))
+        self.texts.append(common.escape(picture.figure.to_json(engine="json")))
         return len(self.texts) - 1
 
 
@@ -188,21 +182,8 @@ def plotly_js() -> str:
     """Return the text of plotly.js as a script element holds it."""
     from plotly.offline import get_plotlyjs
 
-    # A parser of HTML reads CRLF as LF; the hash must be of what it reads.
-    return str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script")
+    return common.safe_script(str(get_plotlyjs()))
 
 
 def _resource(name: str) -> str:
     return importlib.resources.files("headscope.report").joinpath("template", name).read_text(encoding="utf-8")
-
-
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _safe_json(value: Any) -> str:
-    return _escape(json.dumps(value, ensure_ascii=True))
-
-
-def _escape(text: str) -> str:
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
