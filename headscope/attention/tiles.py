@@ -16,6 +16,8 @@ from headscope.kernels.rows import Wants
 
 _EXACT, _EXACT_POOLED = 1 << 21, 1 << 18
 """Cells of whole rows up to which a rectangle is worked out in float64, without log-normalisers."""
+_ROWS = 1 << 21
+"""Cells of whole rows that are held at a time."""
 _Slot = tuple[int, int, int, bool]
 """Layer, head, sample, and whether there are edits of the head that its log-normalisers (1, 1, Tq) know nothing of."""
 _NOTHING = -1e30
@@ -216,7 +218,8 @@ def _from_rows(
     one: AttentionInputs, rows: range, cols: range, pool: tuple[int, int] | None, reduce: Literal["mean", "max"]
 ) -> Tensor:
     """Return a rectangle cut out of whole rows: of heads under edits, whose rules look at all of a row."""
-    height = max(1, 4096 // one.tk) if pool is None else pool[0] * max(1, 4096 // (pool[0] * one.tk))
+    step = 1 if pool is None else pool[0]
+    height = step * max(1, _ROWS // (step * one.tk))
     parts = []
     for start in range(0, len(rows), height):
         some = torch.tensor(list(rows[start : start + height]))[None]

@@ -40,10 +40,11 @@ def whole(inp: AttentionInputs, rows: range) -> tuple[Tensor, Tensor, Tensor]:
     queries, keys = inp.q[0, 0, rows.start : rows.stop].double() * inp.scale, inp.k[0, 0].double()
     logits, cols = queries @ keys.t(), range(inp.tk)
     _shape(inp, logits, rows, cols, _visible(inp, rows, cols), None)
-    lse = logits.logsumexp(-1)
+    weights, lse = logits.softmax(-1).nan_to_num_(0.0), logits.logsumexp(-1)
     if inp.sinks is not None:
-        lse = torch.logaddexp(lse, inp.sinks[0].to(lse))
-    return (logits - torch.where(lse > -torch.inf, lse, torch.inf)[:, None]).exp_(), lse, logits
+        before, lse = lse, torch.logaddexp(lse, inp.sinks[0].to(lse))
+        weights *= (before - lse).exp_()[:, None]
+    return weights, lse, logits
 
 
 @torch.no_grad()

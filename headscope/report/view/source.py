@@ -14,10 +14,13 @@ from torch.nn import functional
 
 from headscope.errors import RequestError, UnsupportedError, nearest
 from headscope.models.prompt import Prompt
+from headscope.report.view.frames import frame
 from headscope.report.view.memory import Floats, Recent
 from headscope.report.view.statistics import Statistic, of_heads, statistics
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from headscope.attention.result import Run
     from headscope.kernels.inputs import AttentionInputs
     from headscope.models.model import Model
@@ -107,6 +110,7 @@ class View:
         found = statistics(run, self._layers, self.length, self._distances())
         self._stats: dict[str, Statistic] = {stat.name: stat for stat in found}
         self._thumbs = _thumbs(run)
+        self._next = _likeliest(run, model) if self._layers[0].causal else []
         self._recent = Recent(RECENT)
 
     def _know(self, run: Run) -> None:
@@ -145,6 +149,7 @@ class View:
             "causal": [layer.causal for layer in self._layers],
             "window": [layer.window for layer in self._layers],
             "sinks": [layer.sinks for layer in self._layers],
+            "next": self._next,
             "stats": [stat.meta() for stat in self._stats.values()],
             "tile": TILE,
             "levels": levels(self.length),
@@ -242,6 +247,14 @@ class View:
             "note": note,
         }
 
+    def frame(self, kind: str, **where: Any) -> pd.DataFrame:
+        """Return numbers as a table, for CSV; see ``headscope.report.view.frames``.
+
+        ``frame("heads")``; ``frame("row", layer=, head=, query=)``; ``frame("column", layer=, head=, key=)``;
+        ``frame("tile", layer=, head=, level=, row=, col=, reduce=)``; ``frame("neuron", layer=, head=, query=, key=)``.
+        """
+        return frame(self, kind, **where)
+
     def call(self, layer: int, head: int) -> tuple[AttentionInputs, Tensor]:
         """Return what a head's pattern comes from, and its log-normalisers (tokens,) before edits."""
         self._check(layer, head)
@@ -303,6 +316,15 @@ def thumbnail(pattern: Floats) -> Floats:
 
 def _thumbs(run: Run) -> dict[tuple[int, int], Floats]:
     return {(layer, head): thumbnail(found) for layer, head, found in of_heads(run, OVERVIEW)}
+
+
+def _likeliest(run: Run, model: Model, count: int = 5) -> list[dict[str, Any]]:
+    """Return the likeliest next tokens with their probabilities, if the run has logits."""
+    if run.logits is None or model.tokenizer is None:
+        return []
+    best = run.logits[0, -1].float().softmax(-1).topk(min(count, run.logits.shape[-1]))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{"token": model.tokenizer.decode([token]), "probability": value} for token, value in pairs]
 
 
 def _rotary(model: Model, paths: list[str]) -> list[bool]:
