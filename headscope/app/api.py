@@ -12,6 +12,7 @@ import numpy as np
 from flask import Blueprint, Response, json, request
 from werkzeug.routing import IntegerConverter
 
+from headscope import __version__
 from headscope.app.runs import Gone
 from headscope.errors import HeadscopeError, RequestError
 
@@ -82,6 +83,16 @@ def blueprint(desk: Desk) -> Blueprint:
         from headscope.app.tour import cards
 
         return {"steps": cards(desk, run)}
+
+    @get("/api/status")
+    def status() -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "models": desk.loaded(),
+            "jobs": desk.jobs.at_work,
+            "bytes": desk.runs.nbytes,
+            "limit": desk.runs.limit,
+        }
 
     @get("/api/<path:other>")
     def nothing(other: str) -> Any:

@@ -213,6 +213,14 @@ def test_a_file_that_is_no_ranking_is_told(tiny: Any, ask: Any) -> None:
     assert "damaged.json" in answer.json["error"]
 
 
+def test_status_says_what_the_server_holds(tiny: Any, run: tuple[str, Any]) -> None:
+    tiny.desk.look(Recipe.load(tiny.desk.workspace, run[0]))
+    found = tiny.client.get("/api/status", **BASE).json
+    assert found["models"] == [tiny.model]
+    assert found["jobs"] == 0
+    assert run[1].nbytes <= found["bytes"] <= found["limit"] == tiny.desk.settings.cache_bytes
+
+
 # -- the viewer's own files -------------------------------------------------------------------------------------------
 
 

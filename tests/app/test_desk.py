@@ -244,7 +244,7 @@ def test_a_view_over_the_limit_is_refused_before_it_runs(
 def test_estimates_are_near_what_is_kept(desk: Desk, recipe: Recipe) -> None:
     view = desk.look(replace(recipe, text="The man came out of the house. " * 60))
     with desk.model(recipe.model) as model:
-        assert view.nbytes <= capture.estimate(model, view.length) <= 1.5 * view.nbytes
+        assert 0.95 * view.nbytes <= capture.estimate(model, view.length) <= 1.5 * view.nbytes
 
 
 def test_many_runs_stay_within_the_limit(make_desk: Callable[..., Desk], recipe: Recipe) -> None:

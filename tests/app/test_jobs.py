@@ -62,6 +62,8 @@ class Bench:
 
     def tab(self) -> Tab:
         page = self.client.get("/").text
+        # As the renderer does; from here on Dash takes this application for the one of this thread.
+        self.client.get("/_dash-dependencies")
         return Tab(self, re.search(r'"end_id":"([^"]+)"', page).group(1))
 
     def threads(self) -> list[str]:
