@@ -30,26 +30,10 @@ from tests.app.harness import start
 KINDS = ("page", "meta", "stat", "thumbs", "tile", "row", "column", "neuron", "head change", "run", "cancel")
 OFTEN = (4, 4, 6, 4, 24, 24, 8, 8, 12, 3, 1)
 """How often each kind comes, beside the others."""
-WORDS = [
-    "the",
-    "harbour",
-    "keeper",
-    "walked",
-    "over",
-    "cold",
-    "stones",
-    "and",
-    "found",
-    "a",
-    "small",
-    "lamp",
-    "behind",
-    "old",
-    "letters",
-    "nobody",
-    "had",
-    "read",
-]
+WORDS = (
+    *("the", "harbour", "keeper", "walked", "over", "cold", "stones", "and", "found", "a", "small", "lamp"),
+    *("behind", "old", "letters", "nobody", "had", "read"),
+)
 
 
 class Trouble(Exception):
