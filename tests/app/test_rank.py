@@ -643,7 +643,7 @@ def test_the_notebook_cell_runs_and_shows_the_picked_heads(tmp_path: Path) -> No
     put(tmp_path, "b.json", ranking("sinks", seed=2))
     shown: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("plotly.graph_objects.Figure.show", lambda figure: shown.append(figure))  # noqa: PLW0108
+        patch.setattr("plotly.graph_objects.Figure.show", lambda figure: shown.append(figure))
         for arguments in (
             {"heads": ["3.2", "0.0"], "colour": "q_value"},
             {"heads": []},

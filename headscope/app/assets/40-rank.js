@@ -192,6 +192,14 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
   // Head sets and new rankings are not about the ranking that is open.
   const about_open = (tab) => tab === "sets" || tab === "new";
 
+  // The field that Dash hides inside an upload has no name; the button before it is what one reaches.
+  new MutationObserver(() => {
+    const field = document.querySelector("#rank-upload input:not([aria-label])");
+    if (!field) return;
+    field.setAttribute("aria-label", "File of a ranking");
+    field.tabIndex = -1;
+  }).observe(document.documentElement, { childList: true, subtree: true });
+
   document.addEventListener("click", async (event) => {
     const button = event.target.closest && event.target.closest("[data-copy]");
     if (!button) return;
