@@ -84,7 +84,8 @@ def create(settings: Settings) -> tuple[Dash, Desk]:
     desk.jobs.seal()
     app.server.register_blueprint(blueprint(desk))
     protect(app.server, settings, app.csp_hashes)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    for chatty in ("werkzeug", "waitress.queue"):  # a request that waits its turn is no event
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     return app, desk
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -41,7 +40,7 @@ class Started:
 
 @contextmanager
 def start(workspace: Path, *options: str, model: str = "smollm2-135m", cache: Path | None = None) -> Iterator[Started]:
-    """Start the real command on a free port; at the end interrupt it, and fail if it printed a traceback."""
+    """Start the real command on a free port; at the end ask it to end, and fail if it printed a traceback."""
     command = [sys.executable, "-m", "headscope", "app", "--port", "0", "--workspace", str(workspace)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
     environment.pop("HEADSCOPE_TOKEN", None)
@@ -73,7 +72,7 @@ def start(workspace: Path, *options: str, model: str = "smollm2-135m", cache: Pa
         assert started.url, f"the server ended at once:\n{started.log}"
         yield started
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # and not SIGINT: what a shell starts in the background is deaf to it
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:

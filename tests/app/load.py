@@ -327,7 +327,7 @@ def main() -> int:
             words=given.words,
             pause=given.pause,
         )
-    sys.stdout.write(report.table() + "\n")
+        sys.stdout.write(report.table() + "\n")
     for error in report.errors[:20]:
         sys.stdout.write(f"error: {error}\n")
     return 1 if report.errors or report.jobs_left else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,11 @@ def test_the_real_command_starts_answers_and_ends(page: Any, server: Any) -> Non
     assert server.process.poll() is None
 
 
-def test_it_ends_when_a_service_manager_ends_it(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN, reason="Ctrl-C is ignored here, and is inherited"
+)
+def test_it_ends_on_ctrl_c(tiny_folder: Path, tmp_path: Path) -> None:
     with start(tmp_path, model=str(tiny_folder)) as started:
-        started.process.terminate()
+        started.process.send_signal(signal.SIGINT)
         started.process.wait(20)
     assert started.process.returncode == 0
