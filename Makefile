@@ -2,6 +2,7 @@
 # make test   every test, fast and slow
 # make check  format, lint, types, architecture and the fast tests
 # make bench  the engine beside plain SDPA and three other tools
+# make load   twenty users of the application at once, for two minutes
 # make docs   regenerate the pages that are made from the code
 
 SHELL := /bin/bash
@@ -24,7 +25,7 @@ JOBS ?= 2
 # Sized to end within a quarter of an hour on two cores, installation included. Leave them out for a full run.
 DEMO ?= --n 24 --lengths 256,512 --length 256 --k 10 --trials 4
 
-.PHONY: help demo test check bench docs clean browser weights
+.PHONY: help demo test check bench load docs clean browser weights
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -71,6 +72,9 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.test weights
 	$(BIN)/headscope bench capture --lengths 512,2048,8192
+
+load: $(VENV)/.test weights
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.app.load --seconds 120 --users 20
 
 docs: $(VENV)/.test
 	$(BIN)/python scripts/families_table.py

@@ -18,7 +18,7 @@ from headscope.app.components.heads import head_sets
 from headscope.app.components.ranking_files import rankings
 from headscope.app.components.trouble import told
 from headscope.app.components.work import job, teller, working
-from headscope.app.page import Page
+from headscope.app.page import Page, find_pages
 from headscope.app.runs import Recent, Recipe, forget, recent
 from headscope.report.numbers import number, plural
 
@@ -94,14 +94,7 @@ def _recent(desk: Desk) -> html.Section:
 def runs_table(found: Sequence[Recent], kept: Any) -> Any:
     """Return the list of runs; ``kept`` tells which are in memory and open at once."""
     if not found:
-        return html.P(
-            [
-                "Nothing was run in this workspace yet. ",
-                dcc.Link("Run a prompt", href="/explore"),
-                " and it is listed here.",
-            ],
-            className="soft",
-        )
+        return _nothing()
     head = html.Tr(
         [
             html.Th("Prompt"),
@@ -113,6 +106,24 @@ def runs_table(found: Sequence[Recent], kept: Any) -> Any:
     )
     return html.Table(
         [html.Thead(head), html.Tbody([_run(one, kept(one.recipe.id)) for one in found])], className="table home-table"
+    )
+
+
+def _nothing() -> html.Div:
+    pages = [page for page in find_pages() if page.path != "/"]
+    rows = [html.Tr([html.Td(dcc.Link(page.name, href=page.path)), html.Td(page.about)]) for page in pages]
+    return html.Div(
+        [
+            html.P(
+                [
+                    "Nothing was run in this workspace yet. ",
+                    dcc.Link("Run a prompt", href="/explore"),
+                    " and it is listed here.",
+                ],
+                className="soft",
+            ),
+            html.Table(html.Tbody(rows), className="table home-pages", **{"aria-label": "Pages"}),
+        ]
     )
 
 
@@ -229,7 +240,7 @@ def model_row(found: at_hand.AtHand, *, begin: bool = False) -> html.Tr:
     name = Path(found.name).name if found.name.startswith("/") else found.name
     title: list[Any] = [html.Span(name, className="home-model", title=found.name)]
     if begin:
-        title.append(html.Span("begins", className="home-mark", title="The server was started with it"))
+        title.append(html.Span("default", className="home-mark", title="The server was started with it"))
     # Sizes have columns of their own.
     about = " · ".join(part for part in (found.about.partition(":")[0], found.licence) if part)
     title.append(html.Div(about, className="soft small home-about", title=found.about))
