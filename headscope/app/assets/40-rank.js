@@ -114,11 +114,28 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
     return name ? { id: `${name[1]}.${name[2]}`, at: performance.now() } : none();
   }
 
+  // Explore shows the run that this tab showed last, coloured by the open ranking.
+  function explore(heads, file, data) {
+    const head = (heads && heads[0]) || (data && data.length ? data[0].id : null);
+    return file && head ? `/explore?head=${head}&stat=${encodeURIComponent(`ranking:${file}`)}` : "/explore";
+  }
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest && event.target.closest("a[data-explore]");
+    if (!link) return;
+    let run = null;
+    try {
+      run = sessionStorage.getItem("headscope-explore-last");
+    } catch { /* storage is off */ }
+    const address = new URL(link.href);
+    if (run) address.searchParams.set("run", run);
+    link.href = address.pathname + address.search;
+  }, true);
+
   function picked(heads) {
     const names = (heads || []).map((id) => `L${id.replace(".", "H")}`);
     const shown = names.slice(0, 14).join("  ");
     const text = names.length ? `${names.length} picked` : "None picked";
-    return [text, names.length > 14 ? `${shown} …` : shown, !names.length, !names.length];
+    return [text, names.length > 14 ? `${shown} …` : shown, !names.length, !names.length, null];
   }
 
   // -- the map -----------------------------------------------------------------------------------------------------
@@ -132,6 +149,13 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
       drawn.data.push({ x: places.map(([layer]) => layer), y: places.map(([, head]) => head), mode: "markers", type: "scatter",
         name: "picked", hoverinfo: "skip", showlegend: false,
         marker: { size: 9, color: colour("--ink"), line: { color: colour("--paper"), width: 2 } } });
+    }
+    // Above the table there must be room for the table.
+    const most = innerWidth < 1600 ? Math.max(220, 0.4 * innerHeight) : Infinity;
+    if (drawn.layout.height > most) {
+      drawn.layout.height = most;
+      style.height = `${most}px`;
+      drawn.layout.yaxis.dtick = Math.max(drawn.layout.yaxis.dtick || 1, 2);
     }
     drawn.layout.uirevision = "map";
     return [drawn, false, style];
@@ -229,6 +253,6 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
   });
 
   Object.assign(window.dash_clientside, {
-    headscope_rank: { pick, dot, picked, draw_map, show_columns, search, open_ranking, address, about_open },
+    headscope_rank: { pick, dot, picked, explore, draw_map, show_columns, search, open_ranking, address, about_open },
   });
 })();

@@ -27,7 +27,7 @@ _KINDS = {
     "html": "One file that opens offline",
     "csv": "The numbers behind the figure",
 }
-_UNUSED = ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "toImage"]
+_BUTTONS = [["zoom2d", "pan2d", "resetScale2d"]]
 
 
 def figure(
@@ -70,7 +70,7 @@ def figure(
     graph = dcc.Graph(
         id=name,
         figure={"data": [], "layout": {}},
-        config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": _UNUSED, "displayModeBar": "hover"},
+        config={"responsive": True, "displaylogo": False, "modeBarButtons": _BUTTONS, "displayModeBar": "hover"},
         className="figure-graph",
     )
     return html.Figure(

@@ -180,7 +180,8 @@ def items(desk: Desk, current: str | None) -> list[Any]:
                     html.Span(name, className="ranking-name"),
                     html.Span(number(len(found)), className="ranking-count"),
                     html.Span(
-                        " · ".join(part for part in (found.model, found.source) if part), className="ranking-line"
+                        html.Span(" · ".join(part for part in (found.model, found.source) if part)),
+                        className="ranking-line",
                     ),
                 ],
                 id={"head-set": file},
@@ -212,7 +213,7 @@ def card(desk: Desk, file: str) -> list[Any]:
         html.Ul(chips, className="chips", **{"aria-label": "Heads"}),
         html.P(
             [
-                html.A("Open in Explore", href=f"/explore?head={first[0]}.{first[1]}"),
+                html.A("Open in Explore", href=f"/explore?head={first[0]}.{first[1]}", **{"data-explore": ""}),
                 " · ",
                 html.A("Use in Steer", href=f"/steer?heads={quote(file)}"),
             ]

@@ -176,7 +176,15 @@ def _heads(k: int, colour: str) -> list[Any]:
                 comboboxProps={"width": "max-content"},
                 **{"aria-label": "Colour of the map"},
             ),
-            html.Button("Copy as notebook cell", type="button", className="quiet end", **{"data-copy": "rank-cell"}),
+            html.A(
+                "Show in Explore",
+                id="rank-explore",
+                href="/explore",
+                className="quiet end",
+                title="The run that was shown there last, coloured by this ranking",
+                **{"data-explore": ""},
+            ),
+            html.Button("Copy as notebook cell", type="button", className="quiet", **{"data-copy": "rank-cell"}),
         ],
         className="rank-tools",
     )
@@ -389,7 +397,16 @@ def _picking(app: Dash) -> None:
         Output("rank-names", "children"),
         Output("rank-clear", "disabled"),
         Output("rank-save", "disabled"),
+        Output("rank-save-said", "children", allow_duplicate=True),
         Input("rank-heads", "data"),
+        prevent_initial_call="initial_duplicate",
+    )
+    app.clientside_callback(
+        ClientsideFunction("headscope_rank", "explore"),
+        Output("rank-explore", "href"),
+        Input("rank-heads", "data"),
+        Input("rank-file", "data"),
+        Input("rank-table", "rowData"),
     )
     app.clientside_callback(
         ClientsideFunction("headscope_rank", "search"),
@@ -594,7 +611,7 @@ def listing(known: Sequence[Ranking], text: str, file: str | None) -> list[Any]:
                 [
                     html.Span(one.probe, className="ranking-name"),
                     html.Span(f"{one.selected} of {one.heads}", className="ranking-count", title="heads that pass"),
-                    html.Span(" · ".join(part for part in (one.model, n) if part), className="ranking-line"),
+                    html.Span(html.Span(" · ".join(part for part in (one.model, n) if part)), className="ranking-line"),
                     html.Span([html.Span(one.label), html.Time(when)], className="ranking-line"),
                 ],
                 id={"ranking": one.file},
