@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import re
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ import psutil
 from playwright.sync_api import Page
 
 from benchmarks.app_parts.browser import SIZE, chromium, largest_renderer, summary
+from tests.app.harness import start
 
 READY = "[data-panel=head][data-state=ready]"
 PATIENCE = 600_000
@@ -48,29 +44,12 @@ HOVER = """async ([x, y]) => {
 }"""
 
 
-@contextmanager
-def serving(workspace: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """Run ``headscope app`` on a free port; yield its address and its process."""
-    command = [sys.executable, "-m", "headscope", "app", "--port", "0", "--workspace", str(workspace)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"http://[^ ]+", line)
-        if found is None:
-            raise SystemExit(f"headscope app did not start: {line}")
-        yield found[0].rstrip("/"), psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 def measure(runs: dict[int, str], workspace: Path) -> list[dict[str, Any]]:
     """Measure every run (tokens → name of its recipe in the workspace), each with a server of its own."""
     out = []
     for length, run in runs.items():
-        with serving(workspace) as (url, process), chromium() as browser:
+        with start(workspace) as server, chromium() as browser:
+            url, process = server.url.rstrip("/"), psutil.Process(server.process.pid)
             context = browser.new_context(viewport=SIZE)
             page = context.new_page()
             idle = process.memory_info().rss
