@@ -110,9 +110,9 @@ def blueprint(desk: Desk) -> Blueprint:
 
 
 def _ranking(desk: Desk, run: str, heads: list[int], file: str) -> Any:
-    from headscope.probes.scores import HeadScores
+    from headscope.app.components.ranking_files import read
 
-    scores = HeadScores.load(desk.workspace.existing(file, (".parquet", ".json", ".csv")))
+    scores = read(desk, file)
     made_for = scores.provenance.get("model") or {}
     if made_for.get("fingerprint") not in (None, desk.runs.weights(run)):
         raise RequestError(f"{file} ranks the heads of {made_for.get('name')!r}, not of the model of this run.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from headscope.app.jobs import ThreadManager, check
 from headscope.app.runs import Recipe, RunCache
 from headscope.app.settings import Settings
 from headscope.app.workspace import Workspace
-from headscope.errors import MemoryBudgetError, ModelError, PromptError
+from headscope.errors import MemoryBudgetError, ModelError, OutputError, PromptError
 from headscope.files import sha256_file
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from headscope.models.prompt import Prompt
     from headscope.models.spec import ModelSpec
     from headscope.report.view import View
+
+log = logging.getLogger(__name__)
 
 LONGEST_TOKEN = 64
 """Characters per token that no text exceeds in the mean: what is longer than the context for sure is not tokenised."""
@@ -192,8 +195,11 @@ class Desk:
                 view = capture.look(
                     model, written, progress=lambda done, total: tell("Reading layers", done, total), check=check
                 )
-            recipe.save(self.workspace, view.length)
             self.runs.put(recipe.id, view, edit=edit, weights=model.fingerprint)
+        try:
+            recipe.save(self.workspace, view.length)
+        except OutputError as error:  # the run is there all the same; only a restart will not know it
+            log.warning("%s", error)
         return view
 
     def _prompt(self, recipe: Recipe, model: Model) -> Prompt:

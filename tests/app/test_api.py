@@ -218,7 +218,7 @@ def test_status_says_what_the_server_holds(tiny: Any, run: tuple[str, Any]) -> N
     found = tiny.client.get("/api/status", **BASE).json
     assert found["models"] == [tiny.model]
     assert found["jobs"] == 0
-    assert run[1].nbytes <= found["bytes"] <= found["limit"] == tiny.desk.settings.cache_bytes
+    assert 0 < found["bytes"] == tiny.desk.runs.nbytes <= found["limit"] == tiny.desk.settings.cache_bytes
 
 
 # -- the viewer's own files -------------------------------------------------------------------------------------------

@@ -258,6 +258,16 @@ def test_many_runs_stay_within_the_limit(make_desk: Callable[..., Desk], recipe:
     assert made[-1].id in desk.runs
 
 
+def test_a_run_whose_recipe_cannot_be_written_is_shown_all_the_same(
+    desk: Desk, recipe: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.workspace.root.parent.mkdir(exist_ok=True)
+    desk.workspace.root.write_text("a file where the folder should be")
+    view = desk.look(recipe)
+    assert desk.runs.get(recipe.id) is view
+    assert "Cannot write" in caplog.text
+
+
 def test_a_cancelled_run_leaves_nothing(desk: Desk, recipe: Recipe) -> None:
     def tell(task: str, done: int, total: int) -> None:
         if task == "Reading layers" and done == 2:
