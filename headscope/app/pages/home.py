@@ -155,9 +155,14 @@ def _run(one: Recent, kept: bool) -> html.Tr:
             html.Td(Path(recipe.model).name),
             html.Td(number(one.length), className="number"),
             html.Td([_ago(one.when), _dot() if kept else ""]),
-            html.Td([dcc.Link("Steer", href=f"/steer?run={run}", className="home-small"), remove], className="home-do"),
+            html.Td([*_steer(f"/steer?run={run}", "Steer"), remove], className="home-do"),
         ]
     )
+
+
+def _steer(href: str, text: str) -> list[dcc.Link]:
+    there = any(page.path == "/steer" for page in find_pages())
+    return [dcc.Link(text, href=href, className="home-small")] if there else []
 
 
 def first_words(text: str) -> str:
