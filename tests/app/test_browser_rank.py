@@ -228,6 +228,12 @@ def test_two_rankings_are_compared_and_a_dot_is_a_head(page: Any, tiny: Any, she
 def test_details_and_the_report_open_without_a_complaint(page: Any, tiny: Any, shelf: str) -> None:
     visit(page, tiny, f"{shelf}/induction.parquet", tab="details")
     page.get_by_role("heading", name="What removing them does").wait_for()
+    # A place inside the page is gone to, and the page stays as it is.
+    page.evaluate("document.querySelector('#rank-save-name').dataset.mark = 'same'")
+    page.get_by_role("link", name="Provenance").click()
+    page.wait_for_function("document.querySelector('#d-provenance').getBoundingClientRect().top < innerHeight")
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("document.querySelector('#rank-save-name').dataset.mark") == "same"
     page.click("#rank-report")
     link = page.locator("#rank-report-links a").first
     link.wait_for()

@@ -245,6 +245,8 @@ def test_several_rankings_give_a_matrix_and_those_that_do_not_fit_are_named(desk
         put(desk.workspace.root, f"{name}.json", made)
     found = ranking_compare.compared(desk, "a.json", ["b.json", "c.json", "d.json"])
     assert "Not compared, because the model has other heads: previous." in text(found)
+    assert "Spearman’s ρ of induction and previous over depth alone: the heads differ" in text(found)
+    assert "Spearman’s ρ of induction and sinks [" in text(found)
     assert len(graphs(found)) >= 5
 
 
@@ -450,6 +452,14 @@ def test_other_files_that_are_sent_leave_nothing_behind(desk: Any, name: str, co
     with pytest.raises(HeadscopeError):
         receive(desk, [content], [name])
     assert not [path for path in desk.workspace.root.rglob("*") if path.is_file() and "jobs" not in str(path)]
+
+
+def test_a_ranking_of_more_heads_than_any_model_has_is_refused(desk: Any, tmp_path: Path) -> None:
+    made = ranking()
+    source = {"model": {**made.provenance["model"], "n_layers": 10**9}}
+    path = HeadScores(made.table, "induction", source).save(tmp_path / "x.json")
+    with pytest.raises(RequestError, match="1000000000 layers"):
+        receive(desk, [sent(path)], ["x.json"])
 
 
 def test_a_file_over_the_limit_is_refused(make_app: Any, tmp_path: Path) -> None:

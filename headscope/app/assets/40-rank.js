@@ -238,6 +238,18 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
     setTimeout(() => { button.textContent = before; }, 1500);
   });
 
+  // Places inside the page are gone to without the address: Dash takes a change of it for a way to another page.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest && event.target.closest("a[href^='#']");
+    if (!link || location.pathname !== "/rank") return;
+    const target = document.getElementById(link.getAttribute("href").slice(1));
+    if (!target) return;
+    event.preventDefault();
+    if (!target.hasAttribute("tabindex")) target.tabIndex = -1;
+    target.focus({ preventScroll: true });
+    target.scrollIntoView({ block: "start" });
+  });
+
   // A menu closes when one goes elsewhere.
   document.addEventListener("click", (event) => {
     for (const menu of document.querySelectorAll("details.menu[open]")) {

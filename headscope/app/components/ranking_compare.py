@@ -186,15 +186,16 @@ def _many(scores: Sequence[HeadScores]) -> html.Div:
                 "has a score. Compare two at a time: then their course over depth is set side by side."
             )
         )
-    found = [
-        (name, comparison(scores[0], other).correlations["spearman"])
-        for name, other in zip(labels(scores)[1:], scores[1:], strict=True)
-    ]
-    first = labels(scores)[0]
-    numbers = [
-        (fixed(rho.value), f"Spearman’s ρ of {first} and {name} {interval(rho.low, rho.high)}".strip())
-        for name, rho in found
-    ]
+    first, *others = labels(scores)
+    numbers = []
+    for name, other in zip(others, scores[1:], strict=True):
+        found = comparison(scores[0], other)
+        rho = found.correlations["spearman"]
+        if found.matched:
+            said = f"Spearman’s ρ of {first} and {name} {interval(rho.low, rho.high)}".strip()
+        else:
+            said = f"Spearman’s ρ of {first} and {name} over depth alone: the heads differ"
+        numbers.append((fixed(rho.value), said))
     return html.Div(
         [tiles(numbers), *shown([section], GROUP, file="agreement")],
         className="report-body",

@@ -23,6 +23,8 @@ UPLOADS = "uploads"
 SUFFIXES = (".parquet", ".json", ".csv")
 MOST_CELLS = 20_000_000
 """Numbers that a table may unfold to: a small file can hold a very large table."""
+MOST_HEADS = 1_000_000
+"""Heads that a model may have: maps are drawn of all of them, whatever the table holds."""
 
 
 def receive(desk: Desk, contents: Sequence[str], names: Sequence[str]) -> str:
@@ -52,7 +54,9 @@ def receive(desk: Desk, contents: Sequence[str], names: Sequence[str]) -> str:
             HeadSet.load(main)
             return _moved(desk, [main], FOLDER)
         _bounded(main)
-        HeadScores.load(main)
+        layers, heads = HeadScores.load(main).shape
+        if layers * heads > MOST_HEADS:
+            raise RequestError(f"{main.name} says that its model has {layers} layers × {heads} heads: no model has.")
         return _moved(desk, sorted(paths, key=lambda path: path != main), UPLOADS)
     except DataError as error:
         # The path of the inbox would tell nobody anything.
