@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -133,6 +133,33 @@ class HeadScores:
         """Map of all heads, layers × heads, as a plotly figure."""
         figure: Figure = importlib.import_module("headscope.report.figures").head_map(self, **options)
         return figure
+
+    def show(
+        self,
+        *,
+        column: str = "score",
+        html: bool = False,
+        height: int = 640,
+        theme: Literal["auto", "light", "dark"] = "auto",
+    ) -> Any:
+        """Show a map of all heads and their table, sortable and with intervals, in a cell of a notebook.
+
+        What is returned shows itself in Jupyter, VS Code and HTML exported from either; ``.save(path)`` writes it as a
+        file of its own.
+
+        Parameters
+        ----------
+        column
+            Numeric column to colour the map by.
+        html
+            Return the page as text.
+        height
+            Height in a notebook, in pixels.
+        theme
+            ``"auto"`` follows the reader's system.
+        """
+        show_scores = importlib.import_module("headscope.report.view.widget").show_scores
+        return show_scores(self, column=column, html=html, height=height, theme=theme)
 
     def report(self, path: str | Path, others: Sequence[HeadScores] = ()) -> Path:
         """Write one HTML file that opens offline; ``others`` are compared with this probe."""

@@ -102,13 +102,13 @@ def render(page: Page) -> str:
     """Return the whole HTML of a page."""
     store = _Figures()
     html: str = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             page=page,
             policy=policy(),
             scripts=_scripts(),
-            style=palette.css() + _resource("report.css"),
+            style=palette.css() + resource("report.css"),
             palette=common.safe_json(palette.dark_of()),
             figure=store.add,
             figures=store.texts,
@@ -124,7 +124,7 @@ def policy() -> str:
 
 
 def _scripts() -> dict[str, str]:
-    return {"plotly": plotly_js(), "report": _resource("report.js")}
+    return {"plotly": plotly_js(), "report": resource("tables.js") + resource("report.js")}
 
 
 class _Figures:
@@ -161,7 +161,8 @@ def _created(scores: Sequence[HeadScores]) -> str:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return what pages are written with: everything is escaped, and what no file may hold is replaced."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -185,5 +186,6 @@ def plotly_js() -> str:
     return common.safe_script(str(get_plotlyjs()))
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """Return a text file that pages are made of."""
     return importlib.resources.files("headscope.report").joinpath("template", name).read_text(encoding="utf-8")

@@ -46,7 +46,7 @@ def probe_part(scores: HeadScores, key: str) -> Part:
         ("residual", "Residual stream of the first token", _residual),
         ("reading", "What they read", _reading),
         *((name, _TITLES.get(name) or name.replace("_", " ").capitalize(), _extra(name)) for name in _others(scores)),
-        ("heads", "All heads", _all_heads),
+        ("heads", "All heads", all_heads),
         ("provenance", "Provenance", _provenance),
         ("reproduce", "Reproduce", _reproduce),
     ]
@@ -218,7 +218,8 @@ def _others(scores: HeadScores) -> list[str]:
     return [name for name in scores.details if name not in _OWN]
 
 
-def _all_heads(scores: HeadScores, key: str) -> list[Block]:
+def all_heads(scores: HeadScores, key: str) -> list[Block]:
+    """Return the table of all heads, best first."""
     ranked = scores.ranked()
     extras = [str(name) for name in ranked.columns[9:] if name != "q_value"]
     shown = [name for name in ("null_mean", "p_value", "q_value") if name in ranked and ranked[name].notna().any()]

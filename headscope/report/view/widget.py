@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headscope.attention.edits import Edit
     from headscope.models.model import Editor, Model
     from headscope.models.prompt import Prompt
+    from headscope.probes.scores import HeadScores
     from headscope.report.view.source import View
 
 HEIGHT = 640
@@ -108,6 +109,17 @@ def show_run(run: Any, model: Model | None, **options: Any) -> Shown | str:
             "The model of this run is gone, and what it is made of with it: give one, as run.show(model=model)."
         )
     return show_view(View(run, model), again="run.show(heads=[{head}])", **options)
+
+
+def show_scores(
+    scores: HeadScores, *, column: str = "score", html: bool = False, height: int = HEIGHT, theme: Theme = "auto"
+) -> Shown | str:
+    """Return the map and the table of a ranking for a notebook, or their page as text; see ``HeadScores.show``."""
+    from headscope.report import words
+    from headscope.report.view.scores import scores_page
+
+    page = scores_page(scores, column=column, theme=theme)
+    return page if html else Shown(page, f"{words.title_of(scores)} of {words.model_of(scores)}", height)
 
 
 def _read(model: Model, prompt: Prompt | str, edits: Sequence[Edit | Editor], count: int) -> Prompt:
