@@ -12,6 +12,8 @@ from headscope.probes.scores import COLUMNS
 from headscope.report.numbers import head_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from headscope.probes.scores import HeadScores
 
 COMMON = {
@@ -239,3 +241,13 @@ def plain(value: Any) -> Any:
 def _drawn(scores: HeadScores, name: str) -> bool:
     column = scores.table[name]
     return bool(pd.api.types.is_numeric_dtype(column) and column.notna().any())
+
+
+def pairs(heads: Sequence[str] | None) -> list[tuple[int, int]]:
+    """Return heads such as ``"18.6"`` as pairs; what is none is left out."""
+    return [(int(layer), int(head)) for layer, _, head in (one.partition(".") for one in heads or () if _is_head(one))]
+
+
+def _is_head(text: str) -> bool:
+    layer, _, head = text.partition(".")
+    return layer.isdecimal() and head.isdecimal()

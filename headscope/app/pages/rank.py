@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import dash_mantine_components as dmc
-from dash import ALL, MATCH, ClientsideFunction, Input, Output, State, ctx, dcc, html, no_update
+from dash import ALL, ClientsideFunction, Input, Output, State, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 
 from headscope.app.components import ranking_compare, ranking_details, ranking_form, ranking_table
 from headscope.app.components.figure import figure, figure_callbacks, figure_data
-from headscope.app.components.ranking_cell import cell
 from headscope.app.components.ranking_files import Ranking, rankings, read
-from headscope.app.components.ranking_form import FIELDS, field, prop
+from headscope.app.components.ranking_making import making_callbacks
 from headscope.app.components.ranking_sets_tab import sets_callbacks, sets_tab
+from headscope.app.components.ranking_sides import sides_callbacks
 from headscope.app.components.ranking_upload import SUFFIXES, receive
-from headscope.app.components.ranking_work import (
-    FOLDER,
-    PLAN,
-    WORKS,
-    Asked,
-    asked,
-    command_line,
-    make,
-    workload,
-)
 from headscope.app.components.trouble import notice, said, told
-from headscope.app.components.work import job, teller
 from headscope.app.page import Page
 from headscope.errors import HeadscopeError
 from headscope.report.figures import head_map
@@ -67,7 +55,7 @@ def layout(
     if file is None and known:
         file = known[0].file
     beside = [name for name in str(query.get("with") or "").split(",") if name]
-    picked = [part for part in heads.split(",") if _is_head(part)]
+    picked = [f"{layer}.{head}" for layer, head in ranking_table.pairs(heads.split(","))]
     number = int(k) if k.isdecimal() and int(k) > 0 else K
     tab = tab if tab in TABS else "heads"
     return html.Div(
@@ -260,8 +248,8 @@ def callbacks(app: Dash, desk: Desk) -> None:
     """Register everything that the page does."""
     _opening(app, desk)
     _picking(app)
-    _sides(app, desk)
-    _making(app, desk)
+    sides_callbacks(app, desk)
+    making_callbacks(app, desk)
     sets_callbacks(app, desk)
     ranking_details.routes(app, desk)
 
@@ -436,164 +424,6 @@ def _picking(app: Dash) -> None:
     )
 
 
-def _sides(app: Dash, desk: Desk) -> None:
-    """Register comparison, details, report and notebook cell."""
-    for group in (ranking_compare.GROUP, ranking_details.GROUP):
-        figure_callbacks(app, {"figure": group, "index": MATCH})
-
-    app.clientside_callback(
-        ClientsideFunction("headscope_rank", "dot"),
-        Output("rank-dot", "data"),
-        Input({"figure": ranking_compare.GROUP, "index": ALL}, "clickData"),
-        prevent_initial_call=True,
-    )
-
-    @app.callback(
-        Output("rank-compared", "children"),
-        Input("rank-file", "data"),
-        Input("rank-with", "value"),
-        Input("rank-tab", "value"),
-    )  # type: ignore[untyped-decorator]
-    def compared(file: str | None, beside: list[str] | None, tab: str) -> Any:
-        if tab != "compare":
-            raise PreventUpdate
-        try:
-            return ranking_compare.compared(desk, file, beside or [])
-        except HeadscopeError as error:
-            return notice(said(error))
-
-    @app.callback(
-        Output("rank-elsewhere", "children"),
-        Input("rank-file", "data"),
-        Input("rank-heads", "data"),
-    )  # type: ignore[untyped-decorator]
-    def others(file: str | None, heads: list[str] | None) -> Any:
-        try:
-            return ranking_compare.elsewhere(desk, file, pairs(heads), rankings(desk)) if file else None
-        except HeadscopeError:
-            return None  # the page says what is wrong with the file already
-
-    @app.callback(
-        Output("rank-with", "data"),
-        Input("rank-tab", "value"),
-        Input("rank-file", "data"),
-        Input("rank-done", "data"),
-        Input("rank-uploaded", "data"),
-    )  # type: ignore[untyped-decorator]
-    def choices(tab: str, file: str | None, _done: Any, _uploaded: Any) -> Any:
-        if tab != "compare":
-            raise PreventUpdate
-        return ranking_compare.options([one for one in rankings(desk) if one.file != file])
-
-    @app.callback(
-        Output("rank-detailed", "children"),
-        Output("rank-report-links", "children", allow_duplicate=True),
-        Input("rank-file", "data"),
-        Input("rank-tab", "value"),
-        prevent_initial_call="initial_duplicate",
-    )  # type: ignore[untyped-decorator]
-    def detailed(file: str | None, tab: str) -> Any:
-        if tab != "details":
-            raise PreventUpdate
-        try:
-            return ranking_details.details(desk, file), None
-        except HeadscopeError as error:
-            return notice(said(error)), None
-
-    @app.callback(
-        Output("rank-report-links", "children"),
-        Output("rank-report-error", "children"),
-        Input("rank-report", "n_clicks"),
-        State("rank-file", "data"),
-        running=[(Output("rank-report", "loading"), True, False)],
-        prevent_initial_call=True,
-    )  # type: ignore[untyped-decorator]
-    @told(1)
-    def reported(_clicks: int, file: str | None) -> Any:
-        if not file:
-            raise PreventUpdate
-        return ranking_details.links(ranking_details.write(desk, file))
-
-    @app.callback(
-        Output("rank-cell", "children"),
-        Input("rank-file", "data"),
-        Input("rank-with", "value"),
-        Input("rank-heads", "data"),
-        Input("rank-tab", "value"),
-        Input("rank-colour", "value"),
-    )  # type: ignore[untyped-decorator]
-    def copied(file: str | None, beside: list[str] | None, heads: list[str], tab: str, colour: str) -> str:
-        return cell(
-            desk.workspace.root, file, heads or [], beside=beside or [] if tab == "compare" else [], colour=colour
-        )
-
-
-def _making(app: Dash, desk: Desk) -> None:
-    """Register what starts, shows, stops and goes on with rankings."""
-    values = [State(field(name), prop(name)) for name in FIELDS]
-
-    @app.callback(
-        Output("rank-done", "data"),
-        Output("rank-tab", "value"),
-        Output("rank-run-error", "children"),
-        Input("rank-run-go", "n_clicks"),
-        Input("rank-resume", "data"),
-        State(field("fresh"), "checked"),
-        *values,
-        **job("rank-run", "rank-run-go"),
-    )  # type: ignore[untyped-decorator]
-    @told(2)
-    def made(set_progress: Any, clicks: int | None, resume: Any, fresh: bool, *given: Any) -> Any:
-        if resume and (not clicks or ctx.triggered_id == "rank-resume"):
-            wanted, fresh = Asked.load(desk.workspace.path(f"{FOLDER}/{resume['name']}/{PLAN}")), False
-        else:
-            wanted = asked(desk, dict(zip(FIELDS, given, strict=True)))
-        file = make(desk, wanted, teller(set_progress), fresh=bool(fresh))
-        return {"file": file, "at": time.time()}, "heads"
-
-    @app.callback(
-        Output("rank-run-load", "children"),
-        Output("rank-run-command", "children"),
-        Output("rank-run-removal", "hidden"),
-        *[Input(state.component_id, state.component_property) for state in values],
-    )  # type: ignore[untyped-decorator]
-    def loaded(*given: Any) -> Any:
-        form = dict(zip(FIELDS, given, strict=True))
-        hidden = not form["verify"]
-        try:
-            wanted = asked(desk, form)
-            return workload(wanted.plan), command_line(wanted, desk.workspace.root), hidden
-        except HeadscopeError as error:
-            return said(error), "", hidden
-
-    @app.callback(
-        Output("rank-works", "children"),
-        Output("rank-works-tick", "disabled"),
-        Output("rank-done", "data", allow_duplicate=True),
-        Input("rank-works-tick", "n_intervals"),
-        Input("rank-run-error", "children"),
-        Input("rank-run-cancel", "n_clicks"),
-        Input({"work-stop": ALL}, "n_clicks"),
-        State("rank-works-tick", "disabled"),
-        prevent_initial_call=True,
-    )  # type: ignore[untyped-decorator]
-    def watched(_tick: Any, _error: Any, _cancel: Any, _stops: Any, resting: bool) -> Any:
-        if isinstance(ctx.triggered_id, dict) and ctx.triggered[0]["value"]:
-            for work in WORKS.of(desk):
-                if work.asked.name == ctx.triggered_id["work-stop"]:
-                    work.stop.set()
-        idle = not WORKS.of(desk)
-        # What this page waited for is over: its files are there to be listed.
-        over = {"file": None, "at": time.time()} if idle and not resting else no_update
-        return ranking_form.works(desk), idle, over
-
-    @app.callback(Output("rank-resume", "data"), Input({"work-resume": ALL}, "n_clicks"), prevent_initial_call=True)  # type: ignore[untyped-decorator]
-    def resumed(clicks: list[int | None]) -> Any:
-        if not any(clicks) or not isinstance(ctx.triggered_id, dict):
-            raise PreventUpdate
-        return {"name": ctx.triggered_id["work-resume"], "at": time.time()}
-
-
 _NOTHING = "No ranking is in the workspace yet. Make one, or upload a file of scores."
 
 
@@ -634,16 +464,6 @@ def _when(created: str) -> str:
     except ValueError:
         return ""
     return at.strftime("%d %b %H:%M" if at.year == datetime.now().astimezone().year else "%d %b %Y").lstrip("0")
-
-
-def pairs(heads: Sequence[str] | None) -> list[tuple[int, int]]:
-    """Return heads such as ``"18.6"`` as pairs; what is none is left out."""
-    return [(int(layer), int(head)) for layer, _, head in (one.partition(".") for one in heads or () if _is_head(one))]
-
-
-def _is_head(text: str) -> bool:
-    layer, _, head = text.partition(".")
-    return layer.isdecimal() and head.isdecimal()
 
 
 PAGE = Page("/rank", "Rank", 2, "Which heads do what, with intervals and controls", layout, callbacks)
