@@ -37,7 +37,7 @@ LONGEST = 2048
 """Tokens up to which distances are read off whole patterns where attention goes both ways."""
 
 _WORKERS = threading.BoundedSemaphore(2)
-"""Tiles take all processors, so that more at a time would only wait for each other; a short one may pass a long one."""
+"""Tiles take all processors: more at a time would only wait for each other. Rows and neurons pass them by."""
 
 
 def levels(length: int) -> int:
@@ -213,7 +213,7 @@ class View:
     def row(self, layer: int, head: int, query: int) -> Floats:
         """Return what a token attends to (tokens,)."""
         self._check(layer, head, query)
-        return self._part(layer, head, range(query, query + 1), range(self.length)).reshape(-1)
+        return np.asarray(self._store.tile(layer, head, rows=range(query, query + 1)).float().numpy()).reshape(-1)
 
     def column(self, layer: int, head: int, key: int) -> Floats:
         """Return how much each token attends to a token (tokens,)."""
@@ -223,8 +223,7 @@ class View:
     def neuron(self, layer: int, head: int, query: int, key: int) -> dict[str, Any]:
         """Return why a token attends to another as much as it does, as JSON values; a hidden pair's logit is −inf."""
         self._check(layer, head, query, key)
-        with _WORKERS:
-            pair = self._store.pair(layer, head, query, key)
+        pair = self._store.pair(layer, head, query, key)
         note = None
         if pair.edited is not None:
             note = f"An edit changes this row: the weight shown is before the edit; after it, it is {pair.edited:.4g}."
