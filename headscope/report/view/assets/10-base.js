@@ -28,7 +28,7 @@
   parts.segmented = (label, options, choose) => {
     const group = parts.el("div", { class: "hs-segmented", role: "group", "aria-label": label });
     for (const [value, text, about] of options) {
-      const button = parts.el("button", { type: "button", title: about, text, data: { value } });
+      const button = parts.el("button", { type: "button", class: "hs-segment", title: about, text, data: { value } });
       button.addEventListener("click", () => choose(value));
       group.append(button);
     }

@@ -75,7 +75,7 @@
 
     exports() {
       const menu = el("details", { class: "hs-menu" });
-      const choose = (label, about, work) => el("button", { type: "button", text: label, title: about, on: { click: () => {
+      const choose = (label, about, work) => el("button", { type: "button", class: "hs-item", text: label, title: about, on: { click: () => {
         menu.open = false;
         try {
           work();

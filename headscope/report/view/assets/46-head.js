@@ -17,7 +17,7 @@
       this.mode = parts.segmented("Kind of head view", [["auto", "auto", "Choose by the length of the text (m)"], ["lines", "lines", "Two columns of tokens joined by lines"], ["tokens", "tokens", "Heat-map with tokens on both axes"], ["map", "map", "Zoomable map, any length"]], (mode) => store.set({ mode }));
       this.reduce = parts.segmented("A cell of several tokens shows", [["max", "max", "The largest weight of the block (r)"], ["mean", "mean", "The mean weight of the block (r)"]], (reduce) => store.set({ reduce }));
       this.scale = parts.segmented("Colour scale", [["linear", "lin", "Colour by weight (s)"], ["sqrt", "√", "Colour by the square root of the weight (s)"], ["log", "log", "Colour by the logarithm of the weight, four decades (s)"]], (scale) => store.set({ scale }));
-      const zoom = (label, words, work) => el("button", { type: "button", class: "hs-button hs-icon", "aria-label": words, title: words, text: label, on: { click: work } });
+      const zoom = (label, words, work) => el("button", { type: "button", class: "hs-segment", "aria-label": words, title: words, text: label, on: { click: work } });
       this.zooms = el("div", { class: "hs-segmented hs-zooms", role: "group", "aria-label": "Zoom" }, zoom("−", "Zoom out (−)", () => this.zoom(0.5)), zoom("+", "Zoom in (+)", () => this.zoom(2)), zoom("⤢", "Show everything (0)", () => this.reset()));
       this.tools.append(this.mode.element, this.reduce.element, this.scale.element);
       this.canvas = el("canvas", { "aria-hidden": "true" });
