@@ -28,17 +28,11 @@ def cell(recipe: Recipe, view: Any = None, *, root: Path | None = None) -> str:
         The workspace, where the edit's file lies.
     """
     lines = ["import headscope as hs", "", f"model = hs.load({recipe.model!r})", *_prompt(recipe, view)]
-    shown = "prompt" if not recipe.new_tokens else f"prompt, max_new_tokens={recipe.new_tokens}"
+    options = [f"max_new_tokens={recipe.new_tokens}"] if recipe.new_tokens else []
     if recipe.edit:
         file = str((root or Path()) / recipe.edit)
-        lines += [
-            f"edits = hs.interventions.load({file!r}, model)",
-            "with model.edited(*edits):",
-            f"    view = model.view({shown})",
-            "view",
-        ]
-    else:
-        lines.append(f"model.view({shown})")
+        options.append(f"edits=hs.interventions.load({file!r}, model)")
+    lines.append(f"model.view({', '.join(['prompt', *options])})")
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ import pytest
 from headscope.app.cell import cell
 from headscope.app.pages import explore
 from headscope.app.runs import Recipe
-from headscope.errors import RequestError
+from headscope.errors import ModelError, RequestError
 
 META = {
     "model": "tiny",
@@ -74,9 +74,9 @@ def test_a_page_asks_by_recipe_or_by_run(make_app: Any) -> None:
     _, desk = make_app()
     recipe = Recipe(desk.settings.model, "the cat")
     fields = explore.fields_of(recipe)
-    assert explore.asked_for(desk, {"recipe": fields}) == (recipe, recipe.id)
+    assert explore.asked_for(desk, {"recipe": fields}) == recipe
     recipe.save(desk.workspace)
-    assert explore.asked_for(desk, {"run": recipe.id}) == (recipe, recipe.id)
+    assert explore.asked_for(desk, {"run": recipe.id}) == recipe
     for wrong in ({"recipe": None}, {"recipe": {"model": "m", "text": 3}}, {"run": "0" * 16}, {}):
         with pytest.raises(RequestError):
             explore.asked_for(desk, wrong)
@@ -103,7 +103,7 @@ def test_the_line_over_a_view_says_what_ran() -> None:
 
 
 def test_the_likeliest_next_tokens_are_named_if_the_view_has_them() -> None:
-    meta = {**META, "next": [[" Mary", 0.75], ["\n", 0.1]]}
+    meta = {**META, "next": [{"token": " Mary", "probability": 0.75}, {"token": "\n", "probability": 0.1}]}
     said = words(explore.summary(Recipe("tiny", "the cat"), meta, 1, None))
     assert "next" in said
     assert "␣Mary 75%" in said
@@ -189,6 +189,38 @@ def test_the_cell_of_a_chat_with_regions_that_overlap_names_their_tokens(tiny_fo
 def test_the_cell_writes_tokens_and_runs_under_the_edit() -> None:
     code = cell(Recipe("m", "the cat", new_tokens=5, edit="edits/zero.json"), root=Path("runs"))
     compile(code, "cell", "exec")
-    assert "hs.interventions.load('runs/edits/zero.json', model)" in code
-    assert "with model.edited(*edits):" in code
-    assert "model.view(prompt, max_new_tokens=5)" in code
+    assert "model.view(prompt, max_new_tokens=5, edits=hs.interventions.load('runs/edits/zero.json', model))" in code
+
+
+def test_head_sets_that_fit_are_statistics(make_app: Any) -> None:
+    from headscope.probes.head_sets import HeadSet
+
+    _, desk = make_app()
+    folder = desk.workspace.path("heads")
+    folder.mkdir(parents=True)
+    HeadSet("mine", ((2, 1), (0, 0)), shape=(3, 2)).save(folder / "mine.json")
+    HeadSet("other", ((2, 1),), shape=(4, 2)).save(folder / "other.json")
+    HeadSet("outside", ((2, 5),)).save(folder / "outside.json")
+    [only] = explore.named(desk, [2, 2, 2])
+    assert only["name"] == "set:heads/mine.json"
+    assert only["heads"] == [[2, 1], [0, 0]]
+
+
+def test_any_model_can_be_typed_only_if_the_server_lets_it(make_app: Any) -> None:
+    import dash_mantine_components as dmc
+
+    _, listed = make_app()
+    assert isinstance(parts(explore.layout(listed))["explore-model"], dmc.Select)
+    with pytest.raises(ModelError, match="does not load 'gpt2'"):
+        listed.look(Recipe("gpt2", "the cat"))
+    _, free = make_app(any_model=True)
+    assert isinstance(parts(explore.layout(free))["explore-model"], dmc.Autocomplete)
+
+
+def test_edits_of_the_workspace_can_be_chosen(make_app: Any) -> None:
+    _, desk = make_app()
+    assert parts(explore.layout(desk))["explore-edit"].data == []
+    path = desk.workspace.path("edits/zero.json")
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    assert parts(explore.layout(desk))["explore-edit"].data == [{"value": "edits/zero.json", "label": "zero.json"}]

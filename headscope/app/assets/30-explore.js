@@ -58,9 +58,10 @@
     return Object.fromEntries(names.filter((name) => name in regions).map((name) => [name, regions[name]]));
   }
 
-  function source({ run, rankings, recipe }) {
+  function source({ run, stats, sets, recipe }) {
     const base = Headscope.http(`/api/run/${run}`);
     const watched = Object.create(base);
+    let heads = [];
     for (const method of ["stat", "thumbs", "tile", "row", "column", "neuron"]) {
       watched[method] = async (...asked) => {
         try {
@@ -73,7 +74,18 @@
     }
     watched.meta = async () => {
       const meta = await base.meta();
-      return { ...meta, regions: ordered(meta.regions, recipe), stats: [...meta.stats, ...(rankings || [])] };
+      heads = meta.heads;
+      return { ...meta, regions: ordered(meta.regions, recipe), stats: [...meta.stats, ...stats, ...sets] };
+    };
+    // A head set is a map of ones, which needs no server.
+    const stat = watched.stat;
+    watched.stat = async (name, ...rest) => {
+      const set = sets.find((one) => one.name === name);
+      if (!set) return stat(name, ...rest);
+      const width = Math.max(...heads);
+      const map = Float32Array.from({ length: heads.length * width }, (_, i) => (i % width < heads[Math.floor(i / width)] ? 0 : NaN));
+      for (const [layer, head] of set.heads) map[layer * width + head] = 1;
+      return map;
     };
     return watched;
   }
@@ -154,67 +166,70 @@
 
   const nothing = undefined;
 
-  window.dash_clientside = Object.assign({}, window.dash_clientside, {
-    headscope_explore: {
-      /** The page is there: show the run of the address, or the tab's last one. */
-      start(begin) {
-        if (now && now.root !== element("view")) unmount();
-        if (!begin) return dash_clientside.no_update;
-        if (begin.run) ask({ run: begin.run });
-        else if (begin.state === "none" && remembered()) ask({ run: remembered(), only_kept: true });
-        return Date.now();
-      },
-      run(clicks, recipe) {
-        if (clicks) ask({ recipe });
-        return nothing;
-      },
-      /** A run is there: show it. */
-      ran(data) {
-        if (!data || !element("view")) return nothing;
-        const here = runOf() === data.run;
-        const before = now && now.data.recipe.model === data.recipe.model ? carried(now.viewer.getState(), data.recipe) : {};
-        if (!here) {
-          const next = address(data.run, before);
-          // Coming back to the page resumes the tab's last run: that is no step of its own.
-          data.by === "run" ? history.replaceState(history.state, "", next) : history.pushState(null, "", next);
-        }
-        mount(data, here ? stateOf() : before);
-        const editor = window.headscopePrompt.get("explore");
-        if (data.by === "run" && editor && editor.base !== data.run) editor.fill(data.recipe, data.run);
-        else if (editor) editor.fill(null, data.run);
-        element("line").dataset.run = data.run;
-        element("steer").href = `/steer?run=${data.run}`;
-        element("more").hidden = data.room <= 0;
-        remember(data.run);
-        fold(true);
-        set("again", { data: Date.now() });
-        return nothing;
-      },
-      edit(clicks) {
-        if (!clicks) return nothing;
-        const folded = element("prompt").hidden;
-        fold(!folded);
-        if (folded) requestAnimationFrame(() => document.getElementById("explore-text")?.focus());
-        return nothing;
-      },
-      more(clicks) {
-        if (!clicks || !now) return nothing;
-        const { recipe, room } = now.data;
-        const more = { new_tokens: recipe.new_tokens + Math.min(16, room) };
-        window.headscopePrompt.get("explore")?.fill(more);
-        ask({ recipe: { ...recipe, ...more } });
-        return nothing;
-      },
-      share(clicks) {
-        if (clicks && now) copy(location.origin + address(now.run, now.viewer.getState()), "Link copied");
-        return nothing;
-      },
-      cell(clicks) {
-        if (clicks && now) copy(now.data.cell, "Cell copied");
-        return nothing;
-      },
+  const headscope_explore = {
+    /** The page is there: show the run of the address, or the tab's last one. */
+    start(begin) {
+      if (now && now.root !== element("view")) unmount();
+      if (!begin) return dash_clientside.no_update;
+      if (begin.data) headscope_explore.ran(begin.data);
+      else if (begin.run) ask({ run: begin.run });
+      else if (begin.state === "none" && remembered()) ask({ run: remembered(), only_kept: true });
+      return Date.now();
     },
-  });
+    run(clicks, recipe) {
+      if (clicks) ask({ recipe });
+      return nothing;
+    },
+    /** A run is there: show it. */
+    ran(data) {
+      if (!data || !element("view")) return nothing;
+      const here = runOf() === data.run;
+      const before = now && now.data.recipe.model === data.recipe.model ? carried(now.viewer.getState(), data.recipe) : {};
+      if (!here) {
+        const next = address(data.run, before);
+        // Coming back to the page resumes the tab's last run: that is no step of its own.
+        data.by === "run" ? history.replaceState(history.state, "", next) : history.pushState(null, "", next);
+      }
+      mount(data, here ? stateOf() : before);
+      const editor = window.headscopePrompt.get("explore");
+      // A form that has not begun yet will be filled with what the tab remembers, if that belongs to this run.
+      if (editor?.begun) editor.fill(data.by === "run" && editor.base !== data.run ? data.recipe : null, data.run);
+      element("line").dataset.run = data.run;
+      element("steer").href = `/steer?run=${data.run}`;
+      remember(data.run);
+      fold(true);
+      set("again", { data: Date.now() });
+      return nothing;
+    },
+    edit(clicks) {
+      if (!clicks) return nothing;
+      const folded = element("prompt").hidden;
+      fold(!folded);
+      if (folded) requestAnimationFrame(() => document.getElementById("explore-text")?.focus());
+      return nothing;
+    },
+    more(clicks) {
+      if (!clicks || !now) return nothing;
+      const { recipe, length } = now.data;
+      const limit = window.headscopePrompt.get("explore")?.counts?.limit;
+      const room = limit ? limit - length : 16;
+      if (room <= 0) return (done("The context is full."), nothing);
+      const more = { new_tokens: recipe.new_tokens + Math.min(16, room) };
+      window.headscopePrompt.get("explore")?.fill(more);
+      ask({ recipe: { ...recipe, ...more } });
+      return nothing;
+    },
+    share(clicks) {
+      if (clicks && now) copy(location.origin + address(now.run, now.viewer.getState()), "Link copied");
+      return nothing;
+    },
+    cell(clicks) {
+      if (clicks && now) copy(now.data.cell, "Cell copied");
+      return nothing;
+    },
+  };
+
+  window.dash_clientside = Object.assign({}, window.dash_clientside, { headscope_explore });
 
   // -- back and forward: within this page without laying it out anew -----------------------------------------------
 

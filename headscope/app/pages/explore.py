@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Input, Output, State, dcc, html
@@ -11,14 +13,15 @@ from dash.exceptions import PreventUpdate
 
 from headscope.app.api import RANKING
 from headscope.app.cell import cell
+from headscope.app.components.heads import head_sets
 from headscope.app.components.prompt import prompt_callbacks, prompt_form, starters
 from headscope.app.components.ranking_files import rankings, read
 from headscope.app.components.trouble import notice, told
 from headscope.app.components.work import job, teller, working
 from headscope.app.page import Page
-from headscope.app.reading import Readers
-from headscope.app.runs import Recipe
+from headscope.app.runs import Gone, Recipe
 from headscope.errors import HeadscopeError
+from headscope.probes.head_sets import HeadSet
 from headscope.report.numbers import plural
 
 if TYPE_CHECKING:
@@ -32,8 +35,10 @@ if TYPE_CHECKING:
 MORE = 16
 """Tokens that *Write on* adds."""
 
+_TOOK: WeakKeyDictionary[Desk, dict[str, float]] = WeakKeyDictionary()
+
 MOST_RANKINGS = 40
-"""Rankings in the viewer's menu, the newest."""
+"""Rankings, and head sets, in the viewer's menu; the newest."""
 
 _ACTIONS = (
     ("edit", "Edit prompt", "Change the prompt and run it again"),
@@ -47,12 +52,16 @@ def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
     """Return the page; ``run`` is in the address once something was run."""
     begin: dict[str, Any] = {"run": run, "state": "none"}
     fields: dict[str, Any] = {}
-    trouble = None
+    trouble, line = None, None
     if run:
         try:
             recipe = Recipe.load(desk.workspace, run)
             fields = fields_of(recipe)
-            begin["state"] = "kept" if run in desk.runs else "gone"
+            begin["state"] = "gone"
+            with contextlib.suppress(Gone):
+                # Shown at once: what is kept needs no job.
+                begin["data"], line = shown(desk, recipe, desk.runs.get(run), "run")
+                begin["state"] = "kept"
         except HeadscopeError as error:
             trouble = notice(str(error), title="This run cannot be shown. ")
             begin = {"run": None, "state": "unknown"}
@@ -73,7 +82,7 @@ def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
             dcc.Store(id="explore-run"),
             html.Div(
                 [
-                    _bar(),
+                    _bar(line),
                     html.Div(
                         prompt_form(desk, "explore", base=base or "", action=action, **fields),
                         id="explore-prompt",
@@ -92,7 +101,7 @@ def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
     )
 
 
-def _bar() -> html.Div:
+def _bar(line: list[Any] | None) -> html.Div:
     buttons = [
         html.Button(label, id=f"explore-{key}", className="bar-button", title=about, type="button")
         for key, label, about in _ACTIONS
@@ -100,13 +109,13 @@ def _bar() -> html.Div:
     steer = dcc.Link("Open in Steer", href="/steer", id="explore-steer", className="bar-button")
     return html.Div(
         [
-            html.Div(id="explore-what", className="run-what", **{"aria-live": "polite"}),
+            html.Div(line, id="explore-what", className="run-what", **{"aria-live": "polite"}),
             html.Div([*buttons, steer], className="run-actions"),
             html.Span(id="explore-done", className="run-done", role="status"),
         ],
         id="explore-line",
         className="run-bar",
-        hidden=True,
+        hidden=line is None,
     )
 
 
@@ -125,9 +134,7 @@ def fields_of(recipe: Recipe) -> dict[str, Any]:
 
 def callbacks(app: Dash, desk: Desk) -> None:
     """Register what the page does."""
-    readers = Readers(desk)
-    prompt_callbacks(app, desk, "explore", readers)
-    seconds: dict[str, float] = {}
+    prompt_callbacks(app, desk, "explore")
 
     @app.callback(
         Output("explore-run", "data"),
@@ -138,20 +145,15 @@ def callbacks(app: Dash, desk: Desk) -> None:
     )  # type: ignore[untyped-decorator]
     @told(2)
     def look(set_progress: Any, asked: dict[str, Any] | None) -> Any:
-        if not asked:
+        if not asked or (asked.get("only_kept") and asked.get("run") not in desk.runs):
             raise PreventUpdate
         tell = teller(set_progress)
-        recipe, run = asked_for(desk, asked)
-        kept = run in desk.runs
-        if not kept and asked.get("only_kept"):
-            raise PreventUpdate
-        began = time.monotonic()
+        recipe = asked_for(desk, asked)
+        kept, began = recipe.id in desk.runs, time.monotonic()
         view = desk.look(recipe, tell if "recipe" in asked else _again(tell))
         if not kept:
-            seconds[run] = time.monotonic() - began
-            while len(seconds) > 1000:
-                seconds.pop(next(iter(seconds)))
-        return shown(desk, readers, recipe, view, seconds.get(run), "recipe" if "recipe" in asked else "run")
+            _took(desk)[recipe.id] = time.monotonic() - began
+        return shown(desk, recipe, view, "recipe" if "recipe" in asked else "run")
 
     def act(function: str, *wanted: Any, output: Any = None) -> None:
         app.clientside_callback(
@@ -169,40 +171,43 @@ def callbacks(app: Dash, desk: Desk) -> None:
         act(key, Input(f"explore-{key}", "n_clicks"))
 
 
-def asked_for(desk: Desk, asked: dict[str, Any]) -> tuple[Recipe, str]:
-    """Return the recipe that a page asks to see, and its run.
+def _took(desk: Desk) -> dict[str, float]:
+    """Return how long runs took, by their names."""
+    known = _TOOK.setdefault(desk, {})
+    while len(known) > 1000:
+        known.pop(next(iter(known)))
+    return known
+
+
+def asked_for(desk: Desk, asked: dict[str, Any]) -> Recipe:
+    """Return the recipe that a page asks to see.
 
     Raises
     ------
     RequestError
         If there is none.
     """
-    if "run" in asked:
-        recipe = Recipe.load(desk.workspace, str(asked["run"]))
-        return recipe, str(asked["run"])
-    recipe = Recipe.read(asked.get("recipe"))
-    return recipe, recipe.id
+    return Recipe.load(desk.workspace, str(asked["run"])) if "run" in asked else Recipe.read(asked.get("recipe"))
 
 
 def _again(tell: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
     return lambda task, done, total: tell(f"Making this view again · {task}", done, total)
 
 
-def shown(
-    desk: Desk, readers: Readers, recipe: Recipe, view: View, seconds: float | None, by: str
-) -> tuple[dict[str, Any], list[Any]]:
+def shown(desk: Desk, recipe: Recipe, view: View, by: str) -> tuple[dict[str, Any], list[Any]]:
     """Return what the page keeps about a run, and the line that sums it up."""
     meta = view.meta()
     data = {
         "run": recipe.id,
         "recipe": fields_of(recipe),
+        "length": meta["length"],
         "by": by,
         "cell": cell(recipe, view, root=desk.settings.workspace),
-        "rankings": ranked(desk, meta["heads"]),
-        "room": _room(readers, recipe, meta["length"]),
+        "stats": ranked(desk, meta["heads"]),
+        "sets": named(desk, meta["heads"]),
         "at": time.time(),
     }
-    return data, summary(recipe, meta, view.nbytes, seconds)
+    return data, summary(recipe, meta, view.nbytes, _took(desk).get(recipe.id))
 
 
 def ranked(desk: Desk, heads: list[int]) -> list[dict[str, Any]]:
@@ -218,11 +223,28 @@ def ranked(desk: Desk, heads: list[int]) -> list[dict[str, Any]]:
     return out
 
 
-def _room(readers: Readers, recipe: Recipe, length: int) -> int:
-    """How many more tokens the model may write."""
-    reader = readers.at_hand(recipe.model)
-    limit = None if reader is None else reader.spec.n_ctx
-    return MORE if limit is None else max(0, limit - length)
+def named(desk: Desk, heads: list[int]) -> list[dict[str, Any]]:
+    """Return the head sets of the workspace for so many heads per layer, as statistics that are one or nothing."""
+    shape = (len(heads), max(heads))
+    out = []
+    for file, label in list(head_sets(desk).items())[:MOST_RANKINGS]:
+        try:
+            found = HeadSet.load(desk.workspace.path(file))
+        except HeadscopeError:
+            continue  # gone by now
+        inside = all(layer < len(heads) and head < heads[layer] for layer, head in found.heads)
+        if inside and found.shape in (None, shape):
+            about = f"Heads of the set {label}" + (f", from {found.source}" if found.source else "")
+            stat = {
+                "name": f"set:{file}",
+                "label": f"Head set: {label}",
+                "unit": "",
+                "low": 0,
+                "high": 1,
+                "about": about,
+            }
+            out.append({**stat, "heads": [list(pair) for pair in found.heads]})
+    return out
 
 
 def summary(recipe: Recipe, meta: dict[str, Any], nbytes: int, seconds: float | None) -> list[Any]:
@@ -239,13 +261,15 @@ def summary(recipe: Recipe, meta: dict[str, Any], nbytes: int, seconds: float | 
     words = " ".join(recipe.text.split())
     parts: list[Any] = [
         html.Strong(str(meta.get("model") or recipe.model), className="run-model"),
-        html.Span(words if len(words) < 200 else f"{words[:120]} … {words[-60:]}", className="run-text", title=None),
+        html.Span(
+            words if len(words) < 200 else f"{words[:120]} … {words[-60:]}", className="run-text", title=words[:600]
+        ),
         html.Span(" · ".join(facts), className="run-facts"),
     ]
     if recipe.edit:
         parts.append(html.Span(f"under {recipe.edit}", className="run-edit", title="The model ran under this edit"))
     if following := meta.get("next"):
-        likely = [f"{_visible(str(text))} {share:.0%}" for text, share in following[:5]]
+        likely = [f"{_visible(one['token'])} {one['probability']:.0%}" for one in following]
         parts.append(html.Span(["next ", *_spaced(likely)], className="run-next", title="The likeliest next tokens"))
     return parts
 
