@@ -72,16 +72,19 @@
     return text.replace("-", "−").replace("e+", "e");
   };
 
+  /** Text with line breaks, tabs and long runs of spaces made visible and short. */
+  const readable = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/ {3,}/g, (run) => `␣${run.length} `);
+  parts.readable = readable;
+
   /** Text of a token between quotes, cut in the middle of a list; spaces stay visible. */
   parts.quote = (text, most = 18) => {
-    const letters = Array.from(text);
-    const cut = letters.length > most ? letters.slice(0, most - 1).join("") + "…" : text;
-    return `‘${cut.replaceAll("\n", "↵").replaceAll("\t", "⇥")}’`;
+    const letters = Array.from(readable(text));
+    return `‘${letters.length > most ? letters.slice(0, most - 1).join("") + "…" : letters.join("")}’`;
   };
 
   /** A token as a label on an axis: no quotes, a leading space as a thin mark. */
   parts.label = (text, most = 14) => {
-    const shown = text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
+    const shown = readable(text);
     const letters = Array.from(shown.trim() === "" ? shown.replaceAll(" ", "·") || "∅" : shown.trimStart());
     return letters.length > most ? letters.slice(0, most - 1).join("") + "…" : letters.join("");
   };

@@ -47,7 +47,13 @@
       const extra = store.state.stat && !names.includes(store.state.stat) ? [{ name: store.state.stat, label: store.state.stat.replace(/^ranking:/, "ranking ") }] : [];
       this.stat.replaceChildren(...[...meta.stats, ...extra].map((one) => el("option", { value: one.name, text: one.label })));
       this.stat.value = store.state.stat;
-      this.load(() => data.stat(store.state.stat), (values) => {
+      this.load(() => data.stat(store.state.stat).catch((error) => {
+        this.values = null;
+        this.best.replaceChildren();
+        this.about.textContent = "";
+        this.draw();
+        throw error;
+      }), (values) => {
         this.values = values;
         this.domain = this.domainOf(values);
         this.list();

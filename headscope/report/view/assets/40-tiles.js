@@ -27,6 +27,7 @@
       this.wanted = [];
       this.flying = new Map();
       this.failed = new Map();
+      this.stop = new AbortController();
     }
     /** Name of a tile. At level 0 cells are single weights: mean and maximum are one. */
     static key({ layer, head, reduce, level, row, col }) {
@@ -91,15 +92,16 @@
       this.failed.clear();
       this.next();
     }
-    /** Fetch ahead of need, and only when nothing else waits. */
+    /** Fetch a tile that is not drawn now; null where it cannot be had: who draws it is told why. */
     async ahead(spec) {
       const key = Tiles.key(spec);
-      if (this.flying.size || this.cache.peek(key) || !this.seen(spec)) return;
+      if (this.cache.peek(key)) return this.cache.peek(key);
+      if (!this.seen(spec)) return null;
       try {
-        const got = await this.source.tile(spec);
-        this.cache.set(key, Object.assign({ ...got, spec, painted: "" }, blocks(got)));
+        const got = await this.source.tile(spec, this.stop.signal);
+        return this.cache.set(key, Object.assign({ ...got, spec, painted: "" }, blocks(got)));
       } catch {
-        /* nobody asked for it yet: who does is told */
+        return null;
       }
     }
     /** Picture of a tile in the colours of now. */
@@ -121,6 +123,7 @@
     }
     destroy() {
       for (const stop of this.flying.values()) stop.abort();
+      this.stop.abort();
       this.wanted = [];
       this.flying.clear();
       this.cache.clear();

@@ -308,12 +308,15 @@
       else for (const edge of [at, at + wide]) pen.line(line(edge), colour, { opacity, dash, width: 1 });
     }
 
-    /** Pair of tokens at a place of the canvas. */
+    /** Pair of tokens, or one token of an axis, at a place of the canvas. */
     pick(x, y) {
       const { plot } = this;
-      if (x < plot.x || y < plot.y || x >= plot.x + plot.w || y >= plot.y + plot.h) return null;
+      if (x >= plot.x + plot.w || y >= plot.y + plot.h) return null;
       const [query, key] = [Math.floor(this.q + (y - TOP) / this.scale), Math.floor(this.k + (x - LEFT) / this.scale)];
-      return query < this.meta.length && key < this.meta.length ? { query, key } : null;
+      if (query >= this.meta.length || key >= this.meta.length) return null;
+      // Beside the map: a token of one axis alone.
+      if (x < plot.x) return y < plot.y ? null : { query, key: null };
+      return y < plot.y ? { query: null, key } : { query, key };
     }
     /** What is drawn at a pair: the value, and the block of tokens it speaks for. */
     look(query, key) {
@@ -328,6 +331,26 @@
         if (tile) return { value: tile.data[(r - spec.row * this.meta.tile) * tile.cols + c - spec.col * this.meta.tile], side, visible, query, key };
       }
       return null;
+    }
+
+    /** The pair with the largest weight in the block that is drawn at a pair; the pair itself when it is a single cell. */
+    async strongest({ query, key }) {
+      const { layer, head, reduce } = this.viewer.store.state;
+      const { tile, length } = this.meta;
+      const side = 2 ** this.level;
+      if (side === 1 || side > tile || !this.viewer.sees(layer, Math.min(Math.floor(query / side) * side + side - 1, length - 1), Math.floor(key / side) * side)) return { query, key };
+      const spec = { layer, head, reduce, level: 0, row: Math.floor(query / tile), col: Math.floor(key / tile) };
+      const found = this.tiles.get(spec) || (await this.tiles.ahead(spec));
+      if (!found) return { query, key };
+      const [r0, c0] = [Math.floor((query % tile) / side) * side, Math.floor((key % tile) / side) * side];
+      let best = -1;
+      let at = { query, key };
+      for (let r = r0; r < Math.min(r0 + side, found.rows); r++)
+        for (let c = c0; c < Math.min(c0 + side, found.cols); c++) {
+          const value = found.data[r * found.cols + c];
+          if (value > best) [best, at] = [value, { query: spec.row * tile + r, key: spec.col * tile + c }];
+        }
+      return at;
     }
 
     /** The cells in sight at the level that is drawn. */

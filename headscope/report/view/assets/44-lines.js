@@ -16,6 +16,7 @@
       this.tiles = panel.tiles;
       this.size = { w: 400, h: 300 };
       this.drawn = [];
+      this.stretches = {};
     }
     resize(w, h) {
       this.size = { w, h };
@@ -25,15 +26,19 @@
       const { length } = this.meta;
       if (length <= LONGEST) return [0, 0, length, length];
       const { box } = this.viewer.store.state;
-      const about = (middle, from, to) => {
+      // A stretch stays where it is while its token is inside: what is clicked does not jump away.
+      const about = (side, middle, from, to) => {
         if (to - from <= WINDOW) return [from, to];
-        const start = parts.clamp(Math.round(middle - WINDOW / 2), from, to - WINDOW);
+        const kept = this.stretches[side];
+        const stays = kept !== undefined && middle >= kept && middle < kept + WINDOW && kept >= from && kept + WINDOW <= to;
+        const start = stays ? kept : parts.clamp(Math.round(middle - WINDOW / 2), from, to - WINDOW);
+        this.stretches[side] = start;
         return [start, start + WINDOW];
       };
       const { query } = this.viewer.store;
       const key = this.viewer.store.state.key ?? query;
-      const [q0, q1] = about(query, ...(box ? [box[0], box[2]] : [0, length]));
-      const [k0, k1] = about(key, ...(box ? [box[1], box[3]] : [0, length]));
+      const [q0, q1] = about("query", query, ...(box ? [box[0], box[2]] : [0, length]));
+      const [k0, k1] = about("key", key, ...(box ? [box[1], box[3]] : [0, length]));
       return [q0, k0, q1, k1];
     }
     get height() {

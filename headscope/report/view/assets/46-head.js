@@ -173,11 +173,17 @@
       if (query !== null && key !== null) row.push(" → ");
       if (key !== null) row.push(name(key));
       if (query !== null && key !== null) {
-        const at = this.view.look(query, key);
+        const at = this.exact(query, key) || this.view.look(query, key);
         worth.append(...this.worth(at));
       }
       this.readout.replaceChildren(el("div", {}, ...row), worth);
       this.readout.classList.toggle("hs-resting", !this.under);
+    }
+    /** The weight itself where it is known: of the chosen pair from its row, however far the map is zoomed out. */
+    exact(query, key) {
+      const { layer, head } = this.viewer.store.state;
+      const row = this.under ? null : this.viewer.data.rowNow(layer, head, query);
+      return row ? { value: row[key], side: 1, visible: this.viewer.sees(layer, query, key), query, key } : null;
     }
     worth(at) {
       const { reduce } = this.viewer.store.state;
@@ -193,8 +199,14 @@
       this.viewer.hover.set(found ? found.query : null, found ? found.key : null, "head");
       if (!found) this.tell();
     }
-    choose(found, event) {
+    async choose(found, event) {
       const { store } = this.viewer;
+      if (this.kind !== "lines" && found.query !== null && found.key !== null) {
+        // A block of many pairs: the one that made it bright is meant.
+        const { layer, head } = store.state;
+        found = await this.heat.strongest(found);
+        if (this.viewer.gone || store.state.layer !== layer || store.state.head !== head) return;
+      }
       this.own = true;
       const partial = {};
       if (found.query !== null && !(found.key !== null && (event.shiftKey || event.altKey))) Object.assign(partial, { query: found.query, wrote: false });

@@ -50,7 +50,10 @@
         this.shade();
         return;
       }
-      this.load(() => (row ? data.row(layer, head, subject) : data.column(layer, head, subject)), (values) => {
+      this.load(() => (row ? data.row(layer, head, subject) : data.column(layer, head, subject)).catch((error) => {
+        this.clear();
+        throw error;
+      }), (values) => {
         this.values = values;
         this.best = parts.top(values, BEST);
         this.shade();
@@ -59,6 +62,13 @@
         this.viewer.announce();
         if (row && this.viewer.best === null) this.viewer.findBest();
       });
+    }
+    /** What was shown belongs to another head or token. */
+    clear() {
+      this.values = this.best = null;
+      this.list.replaceChildren();
+      this.left.textContent = "";
+      this.shade();
     }
     describe() {
       const { store, meta } = this.viewer;
@@ -90,16 +100,13 @@
       const { meta, store } = this.viewer;
       const { values, best } = this;
       const row = store.state.side === "row";
-      const around = (i) => {
-        const before = meta.tokens.slice(Math.max(0, i - 3), i).join("");
-        const after = meta.tokens.slice(i + 1, i + 4).join("");
-        return [before.slice(-14), after.slice(0, 14)].map((text) => text.replaceAll("\n", "↵"));
-      };
+      const text = (from, to) => parts.readable(meta.tokens.slice(Math.max(0, from), to).join(""));
+      const around = (i) => [text(i - 3, i).slice(-14), text(i + 1, i + 4).slice(0, 14)];
       this.list.replaceChildren(...best.map((i) => {
         const [before, after] = around(i);
         const button = el("button", { type: "button", class: "hs-entry", data: { i }, title: row ? "Choose as key; Shift: as query" : "Choose as query; Shift: as key" },
           el("span", { class: "hs-where", text: String(i) }),
-          el("span", { class: "hs-context" }, el("span", { class: "hs-soft", text: before }), el("b", { text: meta.tokens[i].replaceAll("\n", "↵") }), el("span", { class: "hs-soft", text: after })),
+          el("span", { class: "hs-context" }, el("span", { class: "hs-soft", text: before }), el("b", { text: text(i, i + 1) }), el("span", { class: "hs-soft", text: after })),
           el("span", { class: "hs-weight", text: parts.number(values[i]) }));
         button.style.setProperty("--w", values[i] / values[best[0]]);
         button.addEventListener("click", (event) => this.pick(i, event, !row));

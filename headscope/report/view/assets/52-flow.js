@@ -177,7 +177,7 @@
       const y = PAD + this.lineOf[i] * LINE;
       const { scrollTop, clientHeight } = this.element;
       if (!force && y >= scrollTop + LINE && y + 2 * LINE <= scrollTop + clientHeight) return;
-      this.element.scrollTop = y - clientHeight / 2;
+      this.element.scrollTop = Math.max(0, Math.round((y - clientHeight / 2) / LINE)) * LINE;
       this.draw();
     }
     /** First and last token in sight. */

@@ -39,11 +39,20 @@
       if (asked === this.asked && this.values) return;
       this.asked = asked;
       this.heading.replaceChildren("Neuron ", el("span", { class: "hs-pair" }, el("span", { class: "hs-query", text: `${parts.quote(meta.tokens[query], 16)} ${query}` }), " → ", el("span", { class: "hs-key", text: `${parts.quote(meta.tokens[key], 16)} ${key}` })));
-      this.load(() => data.neuron(layer, head, query, key), (values) => {
+      this.load(() => data.neuron(layer, head, query, key).catch((error) => {
+        this.clear();
+        throw error;
+      }), (values) => {
         this.values = values;
         this.arrange();
         this.write();
       });
+    }
+    clear() {
+      this.values = this.asked = null;
+      this.facts.replaceChildren();
+      this.note.hidden = true;
+      this.draw();
     }
     arrange() {
       this.order.show(this.sorted ? "size" : "index");

@@ -81,7 +81,7 @@
     }
     entry(from, to, n) {
       const { tokens } = this.viewer.meta;
-      const part = (a, b) => tokens.slice(Math.max(a, 0), b).join("").replaceAll("\n", "↵");
+      const part = (a, b) => tokens.slice(Math.max(a, 0), b).join("").replaceAll("\n", "↵").replace(/ {2,}/g, " ");
       const item = el("li", { role: "option", "aria-selected": "false", id: `${this.list.id}-${n}` },
         el("span", { class: "hs-where", text: to - from > 1 ? `${from}–${to - 1}` : String(from) }),
         el("span", { class: "hs-context" }, el("span", { class: "hs-soft", text: part(from - 4, from).slice(-18) }), el("b", { text: part(from, to) }), el("span", { class: "hs-soft", text: part(to, to + 5).slice(0, 24) })));

@@ -84,6 +84,7 @@
       this.sizes = new ResizeObserver(() => this.resize());
       this.sizes.observe(this.element);
       for (const box of [this.head.stage, this.model.body, this.text.flow.element, this.neuron.stage]) this.sizes.observe(box);
+      parts.splits(this);
       this.resize();
       this.head.arrange();
       this.model.refresh();
@@ -142,7 +143,11 @@
         if (!this.gone && state.layer === layer && state.head === head && this.store.query === query) use(row);
       } catch {
         /* the text panel, which shows this row, tells the error; without the row there is no pair to show */
-        if (!this.gone && this.store.state.key === null) this.neuron.mark("error");
+        if (!this.gone && this.store.state.key === null) {
+          this.best = null;
+          this.neuron.clear();
+          this.neuron.mark("error");
+        }
       }
     }
     /** The pair is another. */
@@ -178,7 +183,7 @@
         const work = async () => {
           for (const [l, h] of near) {
             if (this.gone || this.store.state.layer !== layer || this.store.state.head !== head) return;
-            await this.head.tiles.ahead({ layer: l, head: h, level: levels - 1, row: 0, col: 0, reduce });
+            if (!this.head.tiles.flying.size) await this.head.tiles.ahead({ layer: l, head: h, level: levels - 1, row: 0, col: 0, reduce });
             await this.data.row(l, h, query).catch(() => null);
           }
         };
