@@ -94,7 +94,7 @@ def prompt(page: Page, url: str, runs: dict[str, str]) -> None:
     """Open the form of a prompt that was run."""
     page.goto(f"{url}/explore?run={runs['tour']}")
     page.wait_for_selector(READY.format("head"))
-    page.click("#explore-edit")
+    page.click("#explore-change")
 
 
 def explored(run: str, query: str) -> Callable[[Page, str, dict[str, str]], None]:

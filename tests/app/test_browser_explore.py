@@ -11,6 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import expect
 
+from tests.app.harness import wait_for
+
 pytestmark = pytest.mark.slow
 
 RUN = 120_000
@@ -235,7 +237,7 @@ def test_the_wheel_of_history_turns_between_runs(page: Any, server: Any) -> None
     first = run(page)
     page.keyboard.press("ArrowDown")
     page.wait_for_timeout(500)
-    page.click("#explore-edit")
+    page.click("#explore-change")
     write(page, "Another prompt, and a short one.")
     second = run(page)
     assert first != second
@@ -287,7 +289,7 @@ def test_a_long_run_is_cancelled_and_the_old_view_stays(page: Any, server: Any) 
     open_page(page, server)
     write(page, TEXT)
     first = run(page)
-    page.click("#explore-edit")
+    page.click("#explore-change")
     page.click("#explore-examples")
     page.locator(".menu-item", has_text="the whole context").click()
     expect(page.locator("#explore-status")).to_contain_text("8,122", timeout=RUN)
@@ -298,7 +300,7 @@ def test_a_long_run_is_cancelled_and_the_old_view_stays(page: Any, server: Any) 
     expect(page.locator("#explore-go")).to_be_enabled()
     assert address(page)["run"] == first
     assert page.locator("#explore-view .hs-viewer[data-state=ready]").count() == 1
-    page.click("#explore-edit")
+    page.click("#explore-change")
     expect(page.locator("#explore-what")).to_contain_text("When Mary")
 
 
@@ -337,8 +339,9 @@ def test_typing_is_typing_while_a_view_is_there(page: Any, server: Any) -> None:
     write(page, TEXT)
     run(page)
     before = shown(page)
-    page.click("#explore-edit")
-    page.locator("#explore-text").press("End")
+    page.click("#explore-change")
+    expect(page.locator("#explore-text")).to_be_focused()
+    page.keyboard.press("End")
     page.keyboard.type(" m t / ? [")
     assert recipe(page)["text"].endswith(" m t / ? [")
     assert shown(page) == before
@@ -362,6 +365,72 @@ def test_a_saved_ranking_is_a_statistic(page: Any, server: Any) -> None:
     page.reload()
     ready(page)
     assert shown(page)["stat"] == "ranking:rankings/depth.parquet"
+
+
+def test_a_head_set_is_a_statistic_too(page: Any, server: Any) -> None:
+    from headscope.probes.head_sets import HeadSet
+
+    folder = server.workspace / "heads"
+    folder.mkdir(exist_ok=True)
+    HeadSet("three", ((3, 1), (5, 2), (29, 8)), shape=(30, 9)).save(folder / "three.json")
+    open_page(page, server)
+    write(page, TEXT)
+    run(page)
+    page.locator("#explore-view select").first.select_option("set:heads/three.json")
+    assert shown(page)["stat"] == "set:heads/three.json"
+    for head in ("3.1", "5.2", "29.8"):
+        expect(page.locator("#explore-view")).to_contain_text(head)
+
+
+def test_coming_back_to_the_page_resumes_the_last_run(page: Any, tiny: Any) -> None:
+    open_page(page, tiny)
+    write(page, "the cat saw the dog and the cat ran")
+    first = run(page)
+    page.get_by_role("link", name="Home").click()
+    page.wait_for_selector("#explore-text", state="detached")
+    page.get_by_role("link", name="Explore", exact=True).click()
+    ready(page)
+    assert address(page)["run"] == first
+    assert recipe(page)["text"].startswith("the cat")
+    # Once more, on the page itself: a fresh prompt is wanted.
+    page.get_by_role("link", name="Explore", exact=True).click()
+    expect(page.locator("#explore-prompt")).to_be_visible()
+    assert "run" not in address(page)
+    assert page.locator("#explore-view .hs-viewer").count() == 0
+
+
+def test_a_run_that_leaves_while_it_is_looked_at_comes_back(page: Any, tiny: Any) -> None:
+    page.watch.expect(r"status 410")
+    page.watch.expect(r"console: Failed to load resource")
+    open_page(page, tiny)
+    write(page, "the dog saw the cat and the dog ran")
+    first = run(page)
+    with tiny.desk.runs._lock:
+        tiny.desk.runs._kept.clear()
+    page.locator("#explore-view .hs-viewer").press("ArrowDown")
+    wait_for(lambda: page.wait_for_timeout(50) or first in tiny.desk.runs, 60)
+    page.wait_for_timeout(1000)
+    ready(page)
+    assert shown(page)["head"] == "1.0"
+
+
+def test_a_run_under_an_edit_says_so(page: Any, tiny: Any) -> None:
+    from headscope.interventions import store
+    from headscope.interventions.ablation import Ablation
+
+    with tiny.desk.model(tiny.model) as model:
+        store.save(tiny.desk.workspace.path("edits/no-head.json"), Ablation(heads=((0, 0),)), model=model)
+    open_page(page, tiny)
+    write(page, "the cat saw the dog")
+    plain = run(page)
+    page.click("#explore-change")
+    page.click("#explore-edit")
+    page.get_by_role("option", name="no-head.json").click()
+    page.wait_for_timeout(500)
+    assert recipe(page)["edit"] == "edits/no-head.json"
+    edited = run(page)
+    assert edited != plain
+    expect(page.locator(".run-edit")).to_have_text("under edits/no-head.json")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -224,3 +224,9 @@ def test_edits_of_the_workspace_can_be_chosen(make_app: Any) -> None:
     path.parent.mkdir(parents=True)
     path.write_text("{}")
     assert parts(explore.layout(desk))["explore-edit"].data == [{"value": "edits/zero.json", "label": "zero.json"}]
+
+
+def test_no_two_parts_of_the_page_have_one_id(make_app: Any) -> None:
+    _, desk = make_app()
+    names = [str(found.id) for found in explore.layout(desk)._traverse() if getattr(found, "id", None) is not None]
+    assert sorted(names) == sorted(set(names))

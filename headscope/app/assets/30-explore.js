@@ -125,11 +125,18 @@
     const there = Boolean(now || element("line").dataset.run);
     set("prompt", { hidden: folded && there });
     set("line", { hidden: !there });
-    const button = element("edit");
+    const button = element("change");
     button.textContent = folded ? "Edit prompt" : "Fold prompt";
     button.setAttribute("aria-expanded", String(!folded));
     button.setAttribute("aria-controls", "explore-prompt");
     document.querySelector(".explore").classList.toggle("is-viewing", there);
+  }
+
+  /** The form shows itself a few frames later. */
+  function focusText(frames = 30) {
+    const area = document.getElementById("explore-text");
+    area?.focus();
+    if (area && document.activeElement !== area && frames) requestAnimationFrame(() => focusText(frames - 1));
   }
 
   function done(text) {
@@ -190,7 +197,8 @@
         // Coming back to the page resumes the tab's last run: that is no step of its own.
         data.by === "run" ? history.replaceState(history.state, "", next) : history.pushState(null, "", next);
       }
-      mount(data, here ? stateOf() : before);
+      // A run that was made again goes on as it was looked at; the address may be a moment behind.
+      mount(data, now?.run === data.run ? now.viewer.getState() : here ? stateOf() : before);
       const editor = window.headscopePrompt.get("explore");
       // A form that has not begun yet will be filled with what the tab remembers, if that belongs to this run.
       if (editor?.begun) editor.fill(data.by === "run" && editor.base !== data.run ? data.recipe : null, data.run);
@@ -201,11 +209,11 @@
       set("again", { data: Date.now() });
       return nothing;
     },
-    edit(clicks) {
+    change(clicks) {
       if (!clicks) return nothing;
       const folded = element("prompt").hidden;
       fold(!folded);
-      if (folded) requestAnimationFrame(() => document.getElementById("explore-text")?.focus());
+      if (folded) focusText();
       return nothing;
     },
     more(clicks) {

@@ -41,7 +41,7 @@ MOST_RANKINGS = 40
 """Rankings, and head sets, in the viewer's menu; the newest."""
 
 _ACTIONS = (
-    ("edit", "Edit prompt", "Change the prompt and run it again"),
+    ("change", "Edit prompt", "Change the prompt and run it again"),
     ("more", f"Write {MORE} more", "Let the model write on behind this prompt"),
     ("share", "Copy link", "A link to this view, as it is now"),
     ("cell", "Copy cell", "Copy as notebook cell: Python that makes this view"),
