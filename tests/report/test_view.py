@@ -20,6 +20,7 @@ from headscope.attention import requests as ask
 from headscope.attention.edits import AttentionEdit, Floor, Group, KnockOut
 from headscope.data.organisms import organism
 from headscope.errors import RequestError, UnsupportedError
+from headscope.kernels import reference
 from headscope.models.prompt import Prompt
 from headscope.models.tiny import tiny
 from headscope.report.view import View, capture, source, statistics
@@ -482,3 +483,20 @@ def test_the_likeliest_next_tokens(tmp_path) -> None:
     logits = model.run(view.prompt).logits[0, -1]
     assert best[0]["token"] == model.tokenizer.decode([int(logits.argmax())])
     assert best[0]["probability"] == pytest.approx(float(logits.softmax(-1).max()), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_real_weights_at_1500_tokens(smollm2) -> None:
+    """Level 0 to the last digit of float32; overviews within the rounding of logits of up to 100."""
+    ids = torch.randint(100, 40_000, (1500,), generator=torch.Generator().manual_seed(0)).tolist()
+    view = capture.look(smollm2, Prompt.from_ids(ids))
+    for layer, head in ((0, 3), (9, 4), (18, 8)):
+        one, _ = view.call(layer, head)
+        truth = reference.pattern(replace(one, q=one.q.double(), k=one.k.double()))[0, 0].numpy()
+        close(view.tile(layer, head, 0, 4, 3), truth[1024:1280, 768:1024], 1e-7)
+        close(view.row(layer, head, 1400), truth[1400], 1e-7)
+        close(view.column(layer, head, 0), truth[:, 0], 5e-6)
+        top, last = view.tile(layer, head, 3, 0, 0, "max"), view.tile(layer, head, 2, 1, 1, "mean")
+        assert top.shape == (188, 188)
+        close(top[100, 99], truth[800:808, 792:800].max(), 5e-6)
+        close(last[-1, -1], truth[1496:, 1496:].mean(), 5e-6)
