@@ -88,7 +88,7 @@
   /** The list of keys, as a dialog. */
   parts.keyList = () => {
     const rows = (list) => list.flatMap(([keys, about]) => [el("dt", {}, ...keys.split(/\s{2}/).map((key) => el("kbd", { text: key.trim() }))), el("dd", { text: about })]);
-    const close = el("button", { type: "button", class: "hs-button", text: "Close", autofocus: true });
+    const close = el("button", { type: "button", class: "hs-button", text: "Close" });
     const dialog = el("dialog", { class: "hs-help", "aria-label": "Keys" }, el("h2", { text: "Keys" }), el("dl", {}, ...rows(LIST)), el("h2", { text: "Mouse" }), el("dl", {}, ...rows(MOUSE)), close);
     close.addEventListener("click", () => dialog.close());
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
