@@ -122,6 +122,16 @@ def test_regions_are_marked_with_the_mouse_and_follow_the_text(page: Any, server
     assert [name for name, _ in spans(page)] == ["opening"]
 
 
+def test_what_is_typed_and_taken_back_is_counted_again(page: Any, server: Any) -> None:
+    open_page(page, server)
+    write(page, TEXT)
+    expect(page.locator("#explore-status")).to_contain_text("16 of 8,192 tokens", timeout=RUN)
+    page.locator("#explore-text").press("End")
+    page.keyboard.press("x")
+    page.keyboard.press("Backspace")
+    expect(page.locator("#explore-status")).to_contain_text("16 of 8,192 tokens", timeout=RUN)
+
+
 def test_text_is_found_and_marked_everywhere_and_the_keys_mark_too(page: Any, server: Any) -> None:
     open_page(page, server)
     write(page, TEXT)

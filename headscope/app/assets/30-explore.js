@@ -52,9 +52,14 @@
 
   // -- the view ----------------------------------------------------------------------------------------------------
 
-  /** Regions in the order in which they were marked, then those that headscope adds: the form's colours hold below. */
+  /**
+   * Regions in the order in which they were marked, then those that headscope adds: the form's colours hold below.
+   * A chat's whole message is left out, which would underline everything.
+   */
   function ordered(regions, recipe) {
-    const names = [...new Set([...recipe.regions.map((region) => region[0]), ...Object.keys(regions)])];
+    const marked = recipe.regions.map((region) => region[0]);
+    const added = Object.keys(regions).filter((name) => name !== "prompt" || !recipe.chat);
+    const names = [...new Set([...marked, ...added])];
     return Object.fromEntries(names.filter((name) => name in regions).map((name) => [name, regions[name]]));
   }
 

@@ -314,7 +314,11 @@
       const recipe = this.recipe();
       const written = JSON.stringify(recipe);
       store.set(this.name, { recipe, base: this.base });
-      if (written === this.sent) return;
+      if (written === this.sent) {
+        // Typed and taken back: the server has no news, but the count was forgotten.
+        if (!this.counts) dash_clientside.set_props(`${this.name}-again`, { data: Date.now() });
+        return;
+      }
       this.sent = written;
       dash_clientside.set_props(`${this.name}-recipe`, { data: recipe });
     }
