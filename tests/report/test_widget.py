@@ -38,6 +38,7 @@ def framed(shown: Shown) -> str:
     assert found is not None
     assert 'sandbox="allow-scripts allow-downloads"' in found[2]
     assert "allow-same-origin" not in found[2]
+    assert shown._repr_html_().isascii()
     return html.unescape(found[1])
 
 

@@ -101,8 +101,10 @@ def view_page(
 
 def frame(page: str, height: int, title: str) -> str:
     """Return a page as an element for a cell of a notebook: a frame that may run scripts and save files, no more."""
+    # In ASCII alone the page is the same, hashes of its scripts too, whatever the encoding of what holds the cell.
+    inner = html.escape(page).encode("ascii", "xmlcharrefreplace").decode("ascii")
     return (
-        f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" title="{html.escape(title)}" '
+        f'<iframe srcdoc="{inner}" sandbox="allow-scripts allow-downloads" title="{html.escape(title)}" '
         f'style="display:block;width:100%;height:{height}px;border:1px solid rgba(128,128,128,.35);border-radius:3px" '
         'allow="fullscreen" loading="lazy"></iframe>'
     )
