@@ -148,8 +148,12 @@
   const escape = (words) => String(words).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]).replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f]/g, "");
   const n = (value) => Number(value.toFixed(2));
 
+  let pictures = 0;
+
   class SvgPen {
     constructor(width, height, theme) {
+      // Names of its own: several pictures may end up in one page.
+      this.id = `hs${++pictures}`;
       this.size = [width, height];
       this.theme = theme;
       this.body = [];
@@ -190,11 +194,11 @@
     }
     hatched(points) {
       const { line, panel } = this.theme;
-      if (!this.defs.some((one) => one.includes('id="hatch"'))) this.defs.push(`<pattern id="hatch" width="8" height="8" patternUnits="userSpaceOnUse"><rect width="8" height="8" fill="${panel}"/><path d="M-1 1L1 -1M-1 9L9 -1M7 9L9 7" stroke="${line}" stroke-width="0.8"/></pattern>`);
-      this.area(points, "url(#hatch)");
+      if (!this.defs.some((one) => one.startsWith("<pattern"))) this.defs.push(`<pattern id="${this.id}-hatch" width="8" height="8" patternUnits="userSpaceOnUse"><rect width="8" height="8" fill="${panel}"/><path d="M-1 1L1 -1M-1 9L9 -1M7 9L9 7" stroke="${line}" stroke-width="0.8"/></pattern>`);
+      this.area(points, `url(#${this.id}-hatch)`);
     }
     clipped(x, y, w, h, work) {
-      const id = `clip${this.defs.length}`;
+      const id = `${this.id}-clip${this.defs.length}`;
       this.defs.push(`<clipPath id="${id}"><rect x="${n(x)}" y="${n(y)}" width="${n(w)}" height="${n(h)}"/></clipPath>`);
       this.put(`<g clip-path="url(#${id})">`);
       work();

@@ -168,7 +168,8 @@
       const { length } = this.meta;
       const [right, bottom] = [Math.min(this.x(length), plot.x + plot.w), Math.min(this.y(length), plot.y + plot.h)];
       pen.clipped(plot.x, plot.y, right - plot.x, bottom - plot.y, () => {
-        pen.rect(plot.x, plot.y, right - plot.x, bottom - plot.y, theme.rampAt(0), { opacity: 1 });
+        // What is not known yet is grey, which is no colour of the ramp.
+        pen.rect(plot.x, plot.y, right - plot.x, bottom - plot.y, theme.band);
         this.paintTiles(pen);
         this.paintUnseen(pen);
         this.paintCells(pen);

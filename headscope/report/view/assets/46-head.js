@@ -158,7 +158,7 @@
       const { theme, store } = this.viewer;
       const { scale } = store.state;
       const at = this.kind === "lines" ? (s) => `color-mix(in srgb, ${theme.heat} ${Math.round(s * 100)}%, ${theme.panel})` : theme.rampAt;
-      parts.colourBar(pen, x, y, w, { at, ticks: parts.ticksOf(scale, this.top) });
+      parts.colourBar(pen, x, y, w, { at, ticks: parts.ticksOf(scale, this.top), label: (value) => parts.tick(Number(value.toPrecision(2))) });
     }
 
     /** One line under the picture: the pair under the pointer, else the chosen one. */

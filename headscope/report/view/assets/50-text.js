@@ -87,7 +87,7 @@
     }
     shade() {
       this.share = this.values ? this.shareOf() : () => 0;
-      this.flow.draw();
+      this.flow.shade();
       this.strip.draw();
     }
     /** Whether the subject's row or column reaches a token at all. */
@@ -151,12 +151,12 @@
       this.strip.draw();
     }
     themed() {
-      this.flow.draw();
+      this.flow.shade();
       this.strip.draw();
     }
     picture() {
       const { width } = this.flow;
-      const height = 56 + this.flow.viewHeight + BEST * 18 + 34;
+      const height = 62 + this.flow.viewHeight + BEST * 18 + 30;
       return { width: width + 16, height, paint: (pen) => {
         pen.text(8, 14, this.subjectLine.textContent, { size: 12, weight: 600 });
         this.strip.paint(pen, 8, 26, width, 20);

@@ -17,6 +17,7 @@
       const { meta } = this.viewer;
       this.words = meta.tokens.map(shown);
       this.lines = [];
+      this.rows = new Map();
       this.lineOf = new Int32Array(meta.length);
       this.width = 0;
       this.drawnLines = [0, 0];
@@ -37,9 +38,11 @@
         else this.over(i, event);
       });
       this.element.addEventListener("pointerleave", () => this.leave());
+      // Shift chooses a key here; it must not stretch a selection from the last click.
+      this.element.addEventListener("mousedown", (event) => event.shiftKey && event.preventDefault());
       this.element.addEventListener("click", (event) => {
         const i = token(event);
-        if (i !== null && getSelection().isCollapsed) panel.pick(i, event, this.viewer.store.state.side === "row");
+        if (i !== null && (event.shiftKey || getSelection().isCollapsed)) panel.pick(i, event, this.viewer.store.state.side === "row");
       });
     }
     over(i, event) {
@@ -82,6 +85,7 @@
       const context = document.createElement("canvas").getContext("2d");
       context.font = this.font;
       const known = new Map();
+      this.blank = context.measureText(" ").width;
       this.widths = Float32Array.from(this.words, (word) => {
         let wide = known.get(word);
         if (wide === undefined) known.set(word, (wide = context.measureText(word).width));
@@ -91,6 +95,7 @@
     breakLines() {
       const { length, prompt_length } = this.viewer.meta;
       this.lines = [];
+      this.rows.clear();
       this.wrapped = new Set();
       let start = 0;
       let x = 0;
@@ -105,15 +110,17 @@
           end(i);
           this.wrapped.add(i);
         }
-        x += this.widths[i];
+        x += this.wide(i);
         if (breaks(this.viewer.meta.tokens[i])) end(i + 1);
       }
       end(length);
       this.lines.forEach(([from, to], line) => this.lineOf.fill(line, from, to));
       this.inner.style.height = `${this.lines.length * LINE + 2 * PAD}px`;
     }
+    /** Height of the lines in sight. */
     get viewHeight() {
-      return Math.min(this.element.clientHeight, this.lines.length * LINE + 2 * PAD);
+      const [first, last] = this.window;
+      return (last - first) * LINE;
     }
     /** Lines in sight. */
     get window() {
@@ -121,18 +128,32 @@
       return [Math.max(0, Math.floor((top - PAD) / LINE)), Math.min(this.lines.length, Math.ceil((top + this.element.clientHeight - PAD) / LINE))];
     }
 
+    /** Shade the lines in sight anew. */
+    shade() {
+      this.rows.clear();
+      this.draw();
+    }
+    /** Make elements of the lines that came into sight; those that stay are left as they are, under the pointer too. */
     fill() {
       const [first, last] = this.window;
       const [from, to] = [Math.max(0, first - SPARE), Math.min(this.lines.length, last + SPARE)];
       this.drawnLines = [from, to];
-      const rows = [];
-      for (let line = from; line < to; line++) rows.push(this.line(line));
-      this.inner.replaceChildren(...rows);
+      const before = this.rows;
+      this.rows = new Map();
+      for (let line = from; line < to; line++) this.rows.set(line, before.get(line) || this.line(line));
+      const kept = [...this.rows.values()];
+      if (kept.length !== this.inner.children.length || kept.some((row, at) => row !== this.inner.children[at])) {
+        for (const row of [...this.inner.children]) if (!kept.includes(row)) row.remove();
+        kept.forEach((row, at) => row !== this.inner.children[at] && this.inner.insertBefore(row, this.inner.children[at] || null));
+      }
       this.mark();
     }
     /** Text of a token; a blank in front is not shown where a line was broken. */
     word(i) {
       return this.wrapped.has(i) ? this.words[i].replace(/^ +(?=\S)/, "") : this.words[i];
+    }
+    wide(i) {
+      return this.widths[i] - (this.wrapped.has(i) ? (this.words[i].length - this.word(i).length) * this.blank : 0);
     }
     line(line) {
       const [from, to] = this.lines[line];
@@ -177,7 +198,8 @@
       const y = PAD + this.lineOf[i] * LINE;
       const { scrollTop, clientHeight } = this.element;
       if (!force && y >= scrollTop + LINE && y + 2 * LINE <= scrollTop + clientHeight) return;
-      this.element.scrollTop = Math.max(0, Math.round((y - clientHeight / 2) / LINE)) * LINE;
+      const above = Math.max(0, Math.round((y - clientHeight / 2) / LINE));
+      this.element.scrollTop = above && above * LINE + PAD;
       this.draw();
     }
     /** First and last token in sight. */
@@ -195,11 +217,11 @@
         for (let i = this.lines[line][0]; i < this.lines[line][1]; i++) {
           const reached = this.panel.values && this.panel.reaches(i);
           const share = reached ? this.panel.share(this.panel.values[i]) : 0;
-          if (share > 0.004) pen.rect(x, y - 9, this.widths[i], 18, theme.heat, { opacity: share });
-          if (i === this.viewer.store.query) pen.rect(x, y - 9, this.widths[i], 18, null, { stroke: theme.accent });
-          if (i === this.viewer.key) pen.rect(x, y - 9, this.widths[i], 18, null, { stroke: theme.warm });
+          if (share > 0.004) pen.rect(x, y - 9, this.wide(i), 18, theme.heat, { opacity: share });
+          if (i === this.viewer.store.query) pen.rect(x, y - 9, this.wide(i), 18, null, { stroke: theme.accent });
+          if (i === this.viewer.key) pen.rect(x, y - 9, this.wide(i), 18, null, { stroke: theme.warm });
           pen.text(x, y, this.word(i), { size: parseFloat(getComputedStyle(this.inner).fontSize), fill: reached ? theme.ink : theme.soft });
-          x += this.widths[i];
+          x += this.wide(i);
         }
       }
     }
