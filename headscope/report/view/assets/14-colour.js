@@ -82,7 +82,9 @@
   /** Places along the ramp, and the weights that are shown there. */
   parts.ticksOf = (scale, top) => {
     const weight = { linear: (share) => share * top, sqrt: (share) => share ** 2 * top, log: (share) => top * 10 ** (-DECADES * (1 - share)) }[scale];
-    return [0, 0.25, 0.5, 0.75, 1].map((share) => [share, weight(share)]);
+    // Round numbers where the top is one.
+    const shares = { linear: [0, 0.25, 0.5, 1], sqrt: [0, 0.05, 0.2, 0.5, 1].map(Math.sqrt), log: [0, 0.25, 0.5, 0.75, 1] }[scale];
+    return shares.map((share) => [share, weight(share)]);
   };
 
   /** Least of 1, 2, 5 × 10ⁿ that is no less than a value: domains stay put while a map is moved. */

@@ -208,8 +208,12 @@
       pen.rect(x, y, w - gap, h - gap, this.colour(value));
     }
     paintLegend(pen, x, y, w) {
+      const { theme, store } = this.viewer;
+      if (store.state.thumbs) {
+        parts.colourBar(pen, x, y, w, { at: theme.rampAt, ticks: parts.ticksOf(store.state.scale, 1), title: "patterns: largest weight of each block" });
+        return;
+      }
       if (!this.values) return;
-      const { theme } = this.viewer;
       const { low, high, diverging } = this.domain;
       const ticks = [0, 0.5, 1].map((share) => [share, low + share * (high - low)]);
       const at = diverging ? theme.divergingAt : theme.rampAt;

@@ -94,7 +94,7 @@
         pen.curve(left + 6, a, right - 6, b, colour, { opacity: Math.min(1, share(weight) * strength), width: 1 + 1.5 * weight });
         this.drawn.push([q, k]);
       };
-      pen.clipped(0, TOP - 8, this.size.w, this.size.h, () => {
+      pen.clipped(0, TOP - 8, this.size.w, this.size.h - TOP + 8, () => {
         for (let q = q0; q < q1; q++) {
           for (let k = k0; k < k1; k++) {
             const weight = this.weight(q, k);

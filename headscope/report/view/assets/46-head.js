@@ -54,15 +54,20 @@
       if (changed.has("layer") || changed.has("head")) this.under = null;
       if (changed.has("mode")) this.arrange();
       else if (changed.has("box") && this.kind !== "lines") this.heat.show(state.box);
-      if ([...changed].every((name) => name === "query" || name === "key" || name === "wrote" || name === "side") && this.kind !== "lines") {
-        this.draw();
-        this.reveal();
-      } else if (["layer", "head", "reduce", "scale", "mode", "box", "query", "key", "wrote"].some((name) => changed.has(name))) this.draw();
+      this.draw();
+      if (changed.has("query") || changed.has("key") || changed.has("wrote")) this.reveal();
       this.label();
     }
     /** Bring a pair that was chosen elsewhere into sight, when the map is zoomed in. */
     reveal() {
-      if (this.kind === "lines" || this.heat.fitted || this.own) return;
+      if (this.own) return;
+      if (this.kind === "lines") {
+        const { lines, stage } = this;
+        const y = lines.y(this.viewer.store.query, lines.box[0]) + this.scrolled;
+        if (y < stage.scrollTop + 40 || y > stage.scrollTop + stage.clientHeight - 10) stage.scrollTop = y - stage.clientHeight / 2;
+        return;
+      }
+      if (this.heat.fitted) return;
       const [q0, k0, q1, k1] = this.heat.box;
       const { query } = this.viewer.store;
       const key = this.viewer.store.state.key ?? Math.floor((k0 + k1) / 2);
@@ -112,6 +117,12 @@
     paintAll() {
       const { view } = this;
       if (!this.stage.clientWidth) return;
+      if (view === this.lines && this.shown !== "lines") {
+        // The list of lines has its height only now: go to the query.
+        this.spacer.style.height = `${Math.max(view.height, view.size.h)}px`;
+        this.reveal();
+      }
+      this.shown = this.kind;
       view.need();
       const pending = this.tiles.pending;
       if (this.tiles.error) this.rest();

@@ -68,7 +68,8 @@
 
     /** Break the tokens into lines of the panel's width. */
     resize() {
-      const width = this.element.clientWidth - 2 * PAD;
+      // A little less than there is: measured and drawn text differ by fractions of a pixel a token.
+      const width = Math.floor(0.98 * (this.element.clientWidth - 2 * PAD));
       if (width <= 0) return;
       const style = getComputedStyle(this.inner);
       const font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;

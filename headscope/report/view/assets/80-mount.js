@@ -210,7 +210,7 @@
     }
     resize() {
       const wide = this.element.clientWidth;
-      this.element.classList.toggle("hs-two", wide <= 1000 && wide > 640);
+      this.element.classList.toggle("hs-two", wide <= 1100 && wide > 640);
       this.element.classList.toggle("hs-one", wide <= 640);
       this.model.layout();
       this.head.resize();
