@@ -82,6 +82,16 @@ def shown(page: Any) -> dict[str, Any]:
     return address(page)
 
 
+def best_head(page: Any, stat: str) -> tuple[int, int]:
+    """The head with the largest value of a statistic, as the server tells it."""
+    run = address(page)["run"]
+    values = page.evaluate(
+        "async (url) => Array.from(new Float32Array(await (await fetch(url)).arrayBuffer()))",
+        f"/api/run/{run}/stat/{stat}",
+    )
+    return divmod(max(range(len(values)), key=values.__getitem__), 9)
+
+
 # -- the form ------------------------------------------------------------------------------------------------------
 
 
@@ -225,11 +235,15 @@ def test_from_the_model_to_one_neuron_and_back_by_the_address(
     identity = run(page)
     expect(page.locator("#explore-what")).to_contain_text("tokens + 16 written")
     assert page.locator("#explore-prompt").is_hidden()
+    # It begins with the head that looks most at what was marked first.
+    page.wait_for_function("() => new URLSearchParams(location.search).get('stat') === 'mass:needle'", timeout=RUN)
+    layer, head = map(int, shown(page)["head"].split("."))
+    assert (layer, head) == best_head(page, "mass:needle")
     # Heads by keys, tokens and pairs through the viewer.
-    page.locator("#explore-view .hs-viewer").press("ArrowDown")
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowRight")
-    assert shown(page)["head"] == "2.1"
+    page.locator("#explore-view .hs-viewer").press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft" if head else "ArrowRight")
+    assert shown(page)["head"] == f"{max(layer - 2, 0)}.{head - 1 if head else 1}"
     page.keyboard.press("[")
     at = shown(page)
     assert int(at["q"]) == int(re.search(r"([\d,]+) tokens \+ (\d+)", page.inner_text("#explore-what"))[1]) + 14  # type: ignore[index]
@@ -245,13 +259,14 @@ def test_the_wheel_of_history_turns_between_runs(page: Any, server: Any) -> None
     open_page(page, server)
     write(page, TEXT)
     first = run(page)
-    page.keyboard.press("ArrowDown")
     page.wait_for_timeout(500)
+    page.keyboard.press("ArrowUp")
+    head = shown(page)["head"]
     page.click("#explore-change")
     write(page, "Another prompt, and a short one.")
     second = run(page)
     assert first != second
-    assert address(page)["head"].startswith("1."), "the head is kept, for comparison"
+    assert address(page)["head"] == head, "the head is kept, for comparison"
     page.go_back()
     expect(page.locator("#explore-what")).to_contain_text("When Mary")
     ready(page)
@@ -417,11 +432,14 @@ def test_a_run_that_leaves_while_it_is_looked_at_comes_back(page: Any, tiny: Any
     first = run(page)
     with tiny.desk.runs._lock:
         tiny.desk.runs._kept.clear()
-    page.locator("#explore-view .hs-viewer").press("ArrowDown")
+    before = shown(page)["head"]
+    page.locator("#explore-view .hs-viewer").press("ArrowUp")
+    if before.startswith("0."):
+        page.keyboard.press("ArrowDown")
     wait_for(lambda: page.wait_for_timeout(50) or first in tiny.desk.runs, 60)
     page.wait_for_timeout(1000)
     ready(page)
-    assert shown(page)["head"] == "1.0"
+    assert shown(page)["head"] != before
 
 
 def test_a_run_under_an_edit_says_so(page: Any, tiny: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def test_a_page_asks_by_recipe_or_by_run(make_app: Any) -> None:
 
 def test_the_line_over_a_view_says_what_ran() -> None:
     recipe = Recipe("tiny", "the cat", True, "Hm.", (("cat", 4, 7), ("cat", 0, 3)), 4, "edits/zero.json")
+    assert "ended" in words(explore.summary(replace(recipe, new_tokens=9), META, 118_400_000, 3.21))
     said = words(explore.summary(recipe, META, 118_400_000, 3.21))
     for fact in (
         "tiny",
@@ -100,14 +102,23 @@ def test_the_line_over_a_view_says_what_ran() -> None:
         assert fact in said
     assert "under edits/zero.json" in said
     assert "next" not in said
+    assert "ended" not in said
 
 
 def test_the_likeliest_next_tokens_are_named_if_the_view_has_them() -> None:
-    meta = {**META, "next": [{"token": " Mary", "probability": 0.75}, {"token": "\n", "probability": 0.1}]}
+    meta = {
+        **META,
+        "next": [
+            {"token": " Mary", "probability": 0.75},
+            {"token": "\n", "probability": 0.1},
+            {"token": "x", "probability": 0.004},
+        ],
+    }
     said = words(explore.summary(Recipe("tiny", "the cat"), meta, 1, None))
     assert "next" in said
     assert "␣Mary 75%" in said
     assert "⏎ 10%" in said
+    assert "x 0%" not in said
 
 
 def test_rankings_of_models_of_another_shape_are_no_statistics(make_app: Any) -> None:

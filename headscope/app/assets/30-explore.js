@@ -19,8 +19,10 @@
 
   const runOf = () => new URLSearchParams(location.search).get("run");
 
+  /** What the address says of the view; null if it names no head. */
   function stateOf() {
     const query = new URLSearchParams(location.search);
+    if (!query.has("head")) return null;
     query.delete("run");
     return Headscope.fromQuery(query.toString());
   }
@@ -121,8 +123,25 @@
     }
     unmount();
     root.replaceChildren();
-    const viewer = Headscope.mount(root, source(data), { state: state || {}, onState: write, theme: "auto" });
+    const numbers = source(data);
+    const viewer = Headscope.mount(root, numbers, { state: state || {}, onState: write, theme: "auto" });
     now = { run: data.run, viewer, root, data, asked: false };
+    if (!state) begin(viewer, numbers, data);
+  }
+
+  /** Where nothing says which head to look at: the one that looks most at what was marked, else the largest sink. */
+  async function begin(viewer, numbers, { recipe }) {
+    const stat = recipe.regions.length ? `mass:${recipe.regions[0][0]}` : "sink";
+    let map, meta;
+    try {
+      [map, meta] = await Promise.all([numbers.stat(stat), numbers.meta()]);
+    } catch {
+      return; // the viewer tells its own errors
+    }
+    const best = map.reduce((at, value, i) => (value > (map[at] ?? -Infinity) || Number.isNaN(map[at]) ? i : at), 0);
+    const width = Math.max(...meta.heads);
+    const { layer, head } = viewer.getState();
+    if (now?.viewer === viewer && !layer && !head) viewer.setState({ stat, layer: Math.floor(best / width), head: best % width });
   }
 
   /** With a view the prompt is one line; it opens again to be changed. */
@@ -196,7 +215,7 @@
     ran(data) {
       if (!data || !element("view")) return nothing;
       const here = runOf() === data.run;
-      const before = now && now.data.recipe.model === data.recipe.model ? carried(now.viewer.getState(), data.recipe) : {};
+      const before = now && now.data.recipe.model === data.recipe.model ? carried(now.viewer.getState(), data.recipe) : null;
       if (!here) {
         const next = address(data.run, before);
         // Coming back to the page resumes the tab's last run: that is no step of its own.
@@ -223,7 +242,8 @@
     },
     more(clicks) {
       if (!clicks || !now) return nothing;
-      const { recipe, length } = now.data;
+      const { recipe, length, ended } = now.data;
+      if (ended) return (done("The model has ended its text."), nothing);
       const limit = window.headscopePrompt.get("explore")?.counts?.limit;
       const room = limit ? limit - length : 16;
       if (room <= 0) return (done("The context is full."), nothing);
@@ -250,7 +270,7 @@
     if (location.pathname !== PATH || !element("view")) return;
     event.stopImmediatePropagation();
     const run = runOf();
-    if (run && run === now?.run) now.viewer.setState(stateOf());
+    if (run && run === now?.run) now.viewer.setState(stateOf() || {});
     else if (run) ask({ run });
     else {
       unmount();

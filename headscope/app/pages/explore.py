@@ -40,6 +40,9 @@ _TOOK: WeakKeyDictionary[Desk, dict[str, float]] = WeakKeyDictionary()
 MOST_RANKINGS = 40
 """Rankings, and head sets, in the viewer's menu; the newest."""
 
+LEAST = 0.005
+"""Next tokens less likely are not named."""
+
 _ACTIONS = (
     ("change", "Edit prompt", "Change the prompt and run it again"),
     ("more", f"Write {MORE} more", "Let the model write on behind this prompt"),
@@ -201,6 +204,7 @@ def shown(desk: Desk, recipe: Recipe, view: View, by: str) -> tuple[dict[str, An
         "run": recipe.id,
         "recipe": fields_of(recipe),
         "length": meta["length"],
+        "ended": meta["length"] - meta["prompt_length"] < recipe.new_tokens,
         "by": by,
         "cell": cell(recipe, view, root=desk.settings.workspace),
         "stats": ranked(desk, meta["heads"]),
@@ -251,6 +255,8 @@ def summary(recipe: Recipe, meta: dict[str, Any], nbytes: int, seconds: float | 
     """Return the line that stands for a prompt once it has run."""
     length, prompt = int(meta["length"]), int(meta["prompt_length"])
     facts = [f"{prompt:,} tokens" + (f" + {length - prompt:,} written" if length > prompt else "")]
+    if recipe.new_tokens > length - prompt:
+        facts[0] += ", then it ended"
     if recipe.chat:
         facts.append("chat + system" if recipe.system else "chat")
     if marked := len({name for name, _, _ in recipe.regions}):
@@ -269,7 +275,9 @@ def summary(recipe: Recipe, meta: dict[str, Any], nbytes: int, seconds: float | 
     if recipe.edit:
         parts.append(html.Span(f"under {recipe.edit}", className="run-edit", title="The model ran under this edit"))
     if following := meta.get("next"):
-        likely = [f"{_visible(one['token'])} {one['probability']:.0%}" for one in following]
+        likely = [
+            f"{_visible(one['token'])} {one['probability']:.0%}" for one in following if one["probability"] >= LEAST
+        ]
         parts.append(html.Span(["next ", *_spaced(likely)], className="run-next", title="The likeliest next tokens"))
     return parts
 
