@@ -1,111 +1,19 @@
-/* The heat-map of a head at any length: a camera over the tile pyramid, drawn with rulers, tokens and regions. */
+/* The heat-map of a head at any length: tiles under the camera, what no query sees, numbers, the chosen pair. */
 (() => {
   "use strict";
   const { parts } = Headscope;
-  const LEFT = 92;
-  const TOP = 64;
-  const BAND = 5;
-  const LARGEST = 72;
-  const LABELLED = 256;
-  const NAMED = 11;
+  const { LEFT, TOP } = parts.MARGINS;
   const NUMBERED = 34;
 
-  const steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000];
-
-  class Heat {
+  class Heat extends parts.Camera {
     constructor(panel) {
+      super(panel.viewer);
       this.panel = panel;
-      this.viewer = panel.viewer;
-      this.meta = this.viewer.meta;
       this.tiles = panel.tiles;
-      this.size = { w: 400, h: 300 };
-      this.q = this.k = 0;
-      this.scale = 1;
-      this.fitted = true;
-      this.labels = false;
       this.top = 1;
       this.drawn = [];
       this.settle = parts.later(() => this.panel.draw(), 120);
     }
-    get plot() {
-      return { x: LEFT, y: TOP, w: Math.max(this.size.w - LEFT - 10, 40), h: Math.max(this.size.h - TOP - 8, 40) };
-    }
-    get least() {
-      const { w, h } = this.plot;
-      const shown = this.labels ? Math.min(this.meta.length, LABELLED) : this.meta.length;
-      return Math.min(w, h) / shown;
-    }
-    get most() {
-      return Math.max(LARGEST, this.least);
-    }
-    /** Tokens in sight: [q0, k0, q1, k1]. */
-    get box() {
-      const { w, h } = this.plot;
-      const end = (at) => Math.min(Math.ceil(at - 1e-6), this.meta.length);
-      return [Math.floor(this.q + 1e-6), Math.floor(this.k + 1e-6), end(this.q + h / this.scale), end(this.k + w / this.scale)];
-    }
-    get level() {
-      return parts.clamp(Math.ceil(-Math.log2(this.scale) - 0.3), 0, this.meta.levels - 1);
-    }
-    x(key) {
-      return LEFT + (key - this.k) * this.scale;
-    }
-    y(query) {
-      return TOP + (query - this.q) * this.scale;
-    }
-
-    resize(w, h) {
-      this.size = { w, h };
-      if (this.fitted) this.fit();
-      else this.bound();
-    }
-    fit() {
-      this.scale = this.least;
-      this.q = this.k = 0;
-      if (this.labels && this.meta.length > LABELLED) this.centre(this.viewer.store.query, this.viewer.store.query);
-      else this.fitted = true;
-    }
-    centre(query, key) {
-      const { w, h } = this.plot;
-      this.q = query + 0.5 - h / this.scale / 2;
-      this.k = key + 0.5 - w / this.scale / 2;
-      this.bound();
-    }
-    /** Show a box of tokens, or everything. */
-    show(box) {
-      if (!box) {
-        this.fit();
-        return;
-      }
-      if (String(box) === String(this.box)) return;
-      const { w, h } = this.plot;
-      this.scale = Math.min(w / (box[3] - box[1]), h / (box[2] - box[0]));
-      [this.q, this.k] = [box[0], box[1]];
-      this.bound();
-    }
-    bound() {
-      const { w, h } = this.plot;
-      const { length } = this.meta;
-      this.scale = parts.clamp(this.scale, this.least, this.most);
-      this.q = parts.clamp(this.q, 0, Math.max(0, length - h / this.scale));
-      this.k = parts.clamp(this.k, 0, Math.max(0, length - w / this.scale));
-      this.fitted = this.scale <= this.least * 1.001 && !(this.labels && length > LABELLED);
-    }
-    zoom(factor, x, y) {
-      const { plot } = this;
-      const [px, py] = [x ?? plot.x + Math.min(plot.w, this.meta.length * this.scale) / 2, y ?? plot.y + Math.min(plot.h, this.meta.length * this.scale) / 2];
-      const [key, query] = [this.k + (px - LEFT) / this.scale, this.q + (py - TOP) / this.scale];
-      this.scale = parts.clamp(this.scale * factor, this.least, this.most);
-      this.k = key - (px - LEFT) / this.scale;
-      this.q = query - (py - TOP) / this.scale;
-      this.bound();
-    }
-    pan(dx, dy) {
-      this.k -= dx / this.scale;
-      this.q -= dy / this.scale;
-      this.bound();
-    }
-
     /** Tiles of a level in sight, those nearest to the middle first. */
     inSight(level) {
       const { layer, head, reduce } = this.viewer.store.state;
@@ -175,11 +83,10 @@
         this.paintCells(pen);
       });
       pen.rect(plot.x - 0.5, plot.y - 0.5, right - plot.x + 1, bottom - plot.y + 1, null, { stroke: theme.line });
-      pen.text(LEFT - BAND - 6, TOP - 24, "key →", { fill: theme.soft, size: 10, anchor: "end" });
-      pen.text(LEFT - BAND - 6, TOP - 11, "query ↓", { fill: theme.soft, size: 10, anchor: "end" });
-      this.paintRegions(pen, right, bottom);
-      this.paintAxis(pen, "key", plot.x, right);
-      this.paintAxis(pen, "query", plot.y, bottom);
+      parts.paintCorner(pen);
+      parts.paintRegions(this, pen, right, bottom);
+      parts.paintAxis(this, pen, "key", plot.x, right);
+      parts.paintAxis(this, pen, "query", plot.y, bottom);
     }
     paintTiles(pen) {
       const { scale: style } = this.viewer.store.state;
@@ -231,62 +138,6 @@
           pen.text(this.x(k + 0.5), this.y(q + 0.5), words, { fill: theme.onRamp(share(at.value)), size: this.scale > 46 ? 11 : 9.5, anchor: "middle" });
         }
     }
-
-    /** Regions of the prompt as bands along both axes; names where they fit. */
-    paintRegions(pen, right, bottom) {
-      const { theme } = this.viewer;
-      const { plot } = this;
-      this.viewer.regions.forEach(({ name, runs, colour }) => {
-        for (const [start, end] of runs) {
-          const [x0, x1] = [Math.max(this.x(start), plot.x), Math.min(this.x(end), right)];
-          const [y0, y1] = [Math.max(this.y(start), plot.y), Math.min(this.y(end), bottom)];
-          if (x1 > x0) pen.rect(x0, plot.y - BAND - 2, Math.max(x1 - x0, 1.5), BAND, theme.regions[colour]);
-          if (y1 > y0) pen.rect(plot.x - BAND - 2, y0, BAND, Math.max(y1 - y0, 1.5), theme.regions[colour]);
-        }
-        const [start, end] = runs[0];
-        const middle = (Math.max(this.x(start), plot.x) + Math.min(this.x(end), right)) / 2;
-        if (middle > plot.x && middle < right && this.x(end) > plot.x && this.x(start) < right) this.names.push({ name, at: middle, colour: theme.regions[colour] });
-      });
-      let last = -Infinity;
-      for (const { name, at, colour } of this.names.sort((a, b) => a.at - b.at)) {
-        const wide = name.length * 6;
-        const from = Math.max(at - wide / 2, plot.x);
-        if (from < last) continue;
-        pen.text(from, 8, name, { fill: theme.soft, size: 10 });
-        pen.rect(from, 15, Math.min(wide, 24), 2, colour);
-        last = from + wide + 10;
-      }
-      this.names = [];
-    }
-
-    /** Positions, or tokens where there is room for them. */
-    paintAxis(pen, axis, from, to) {
-      const { theme, store } = this.viewer;
-      const across = axis === "key";
-      const [start, end] = across ? [this.box[1], this.box[3]] : [this.box[0], this.box[2]];
-      const place = (i) => (across ? this.x(i + 0.5) : this.y(i + 0.5));
-      const chosen = across ? this.viewer.key : store.query;
-      const named = this.scale >= NAMED || this.labels;
-      const every = named ? Math.max(1, Math.ceil(NAMED / this.scale)) : steps.find((n) => n * this.scale >= (across ? 46 : 26)) || 100000;
-      const words = (i) => (named ? parts.label(this.meta.tokens[i], this.scale >= NAMED ? 9 : 8) : String(i));
-      const put = (i, strong) => {
-        const at = place(i);
-        if (at < from - 1 || at > to + 1) return;
-        const fill = strong ? theme[across ? "warm" : "accent"] : named && i >= this.meta.prompt_length ? theme.ink : theme.soft;
-        const look = { fill, size: 10, weight: strong ? 700 : 400 };
-        const edge = across ? TOP - BAND - 6 : LEFT - BAND - 6;
-        if (across) pen.line([[at, TOP - BAND - 4], [at, TOP - BAND - 2]], theme.grey);
-        else pen.line([[LEFT - BAND - 4, at], [LEFT - BAND - 2, at]], theme.grey);
-        if (across && named) pen.text(at, edge, words(i), { ...look, anchor: "start", rotate: -60 });
-        else if (across) pen.text(at, edge - 5, words(i), { ...look, anchor: "middle" });
-        else pen.text(edge, at, words(i), { ...look, anchor: "end" });
-        if (named && !across && this.scale >= NAMED) pen.text(3, at, String(i), { fill: theme.soft, size: 9 });
-      };
-      const room = Math.max(across && !named ? 34 : 12, NAMED);
-      for (let i = Math.ceil(start / every) * every; i < end; i += every) if (i !== chosen && (chosen === null || Math.abs(place(i) - place(chosen)) >= room)) put(i, false);
-      if (chosen !== null && chosen >= start && chosen < end) put(chosen, true);
-    }
-    names = [];
 
     /** Chosen pair and pair under the pointer, on a canvas of their own. */
     paintOver(pen) {
