@@ -20,7 +20,7 @@ from headscope.errors import RequestError
 from headscope.kernels.inputs import AttentionInputs
 from headscope.models.tiny import tiny
 from headscope.report.view import capture
-from headscope.report.view.choice import best_heads
+from headscope.report.view.choice import best_heads, telling
 from headscope.report.view.html import view_page
 from headscope.report.view.shape import bias_of, mask_of
 
@@ -221,15 +221,17 @@ def test_the_limit_holds_and_what_fits_is_the_best() -> None:
     layer, head = held[0]
     exact = np.stack([view.row(layer, head, query) for query in range(500)])
     assert np.abs(some.pattern(layer, head) - exact).max() < 1e-5
-    note = view_page(view, limit_mb=limit).split('<p class="file">')[1].split("</p>")[0]
+    note = view_page(view, limit_mb=limit).split('<div class="file">')[1].split("</div>")[0]
     assert f"Of 8 heads this file holds {len(held)} heads in full" in note
-    assert '<p class="file">' not in whole
+    assert '<div class="file">' not in whole
 
 
 def test_heads_of_a_named_region_come_first() -> None:
     model = loaded()
-    view = capture.look(model, prompt(model, needle=range(4, 9), other=range(20, 22)))
+    view = capture.look(model, prompt(model, needle=range(4, 9), most=range(9, 40), other=range(20, 22)))
     order = best_heads(view)
+    assert telling(view) == ["mass:other", "mass:needle"]
+    assert Page(view_page(view)).data["state"]["stat"] == "mass:other"
     values = {name: view.stat(f"mass:{name}") for name in ("needle", "other")}
     assert order[0] == tuple(np.unravel_index(values["other"].argmax(), values["other"].shape))
     assert order.index(tuple(np.unravel_index(values["needle"].argmax(), (2, 4)))) <= 1

@@ -57,18 +57,26 @@ def checked(counts: Sequence[int], heads: Iterable[Pair] | None, layers: Iterabl
 def best_heads(view: View) -> list[Pair]:
     """Return all heads, the most telling first.
 
-    Of each region that the prompt names (those that every prompt has not counted), the head that attends to it most
-    comes first, then the head with the clearest pattern; then the second of each, and so on. A pattern is clear by the
-    mean, over 32 queries from the whole prompt, of the largest weight on any key but the first.
+    The head that attends most to each region that the prompt names comes first, then the head with the clearest
+    pattern; then the second of each, and so on. A pattern is clear by the mean, over 32 queries from the whole prompt,
+    of the largest weight on any key but the first.
     """
     pairs = [(layer, head) for layer, count in enumerate(view.meta()["heads"]) for head in range(count)]
-    rankings = [_ranked(pairs, {pair: _clear(view, *pair) for pair in pairs})]
-    for region in view.prompt.regions:
-        name = f"mass:{region}"
-        if region not in _OWN and name in {stat["name"] for stat in view.meta()["stats"]}:
-            values = view.stat(name)
-            rankings.insert(0, _ranked(pairs, {pair: float(values[pair]) for pair in pairs}))
-    return list(dict.fromkeys(itertools.chain.from_iterable(zip(*rankings, strict=True))))
+    rankings = [{pair: float(view.stat(name)[pair]) for pair in pairs} for name in telling(view)]
+    rankings.append({pair: _clear(view, *pair) for pair in pairs})
+    ranked = [_ranked(pairs, values) for values in rankings]
+    return list(dict.fromkeys(itertools.chain.from_iterable(zip(*ranked, strict=True))))
+
+
+def telling(view: View) -> list[str]:
+    """Return statistics of the regions that the prompt names, the smallest region first.
+
+    Regions that every prompt has, and those that are most of it, tell little about a head.
+    """
+    known = {stat["name"] for stat in view.meta()["stats"]}
+    sizes = {f"mass:{name}": len(found) for name, found in view.prompt.regions.items() if name not in _OWN}
+    named = [name for name, size in sizes.items() if name in known and 2 * size <= view.length]
+    return sorted(named, key=lambda name: sizes[name])
 
 
 def _ranked(pairs: Sequence[Pair], values: dict[Pair, float]) -> list[Pair]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headscope.errors import RequestError
 from headscope.kernels.edits import Reweight
-from headscope.report.view.choice import best_heads, checked
+from headscope.report.view.choice import best_heads, checked, telling
 from headscope.report.view.shape import bias_of, factors_of, mask_of
 
 if TYPE_CHECKING:
@@ -46,12 +46,15 @@ class Embedded:
         Heads that are held in full, the best first.
     heads
         How many heads there are.
+    telling
+        Statistics of regions that the prompt names, the most telling first.
     """
 
     document: dict[str, Any]
     blocks: dict[str, str]
     held: tuple[tuple[int, int], ...]
     heads: int
+    telling: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -155,7 +158,7 @@ def embed(
         document["heads"][f"{layer}.{head}"] = facts
         held.append((layer, head))
     document["blocks"] = blocks.facts
-    return Embedded(document, blocks.texts, tuple(held), sum(meta["heads"]))
+    return Embedded(document, blocks.texts, tuple(held), sum(meta["heads"]), tuple(telling(view)))
 
 
 def _refuse(view: View, chosen: Sequence[tuple[int, int]], held: Sequence[tuple[int, int]], limit: int) -> None:

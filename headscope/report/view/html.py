@@ -111,10 +111,8 @@ def frame(page: str, height: int, title: str) -> str:
 
 
 def _state(found: Embedded) -> dict[str, Any]:
-    """Return what is shown first: the best head that is held, coloured by the first region that the prompt names."""
-    named = [stat["name"] for stat in found.document["meta"]["stats"] if stat["name"].startswith("mass:")]
-    regions = [name for name in named if name not in ("mass:system", "mass:generated")]
-    state: dict[str, Any] = {"stat": regions[0]} if regions else {}
+    """Return what is shown first: the best head that is held, coloured by the region that tells most."""
+    state: dict[str, Any] = {"stat": found.telling[0]} if found.telling else {}
     if found.held:
         state["layer"], state["head"] = found.held[0]
     return state
@@ -127,7 +125,7 @@ def _note(found: Embedded, again: str) -> str:
     names = ", ".join(f"{layer}.{head}" for layer, head in sorted(found.held))
     held = plural(len(found.held), "head")
     return (
-        f'<p class="file">Of {found.heads} heads this file holds {held} in full <details><summary>which</summary> '
+        f'<div class="file">Of {found.heads} heads this file holds {held} in full <details><summary>which</summary> '
         f"{names or 'none'}</details>; of the others statistics and small patterns. Others: "
-        f"<code>{html.escape(again.replace('{head}', '(layer, head)'))}</code> or a larger <code>limit_mb</code>.</p>"
+        f"<code>{html.escape(again.replace('{head}', '(layer, head)'))}</code> or a larger <code>limit_mb</code>.</div>"
     )
