@@ -82,7 +82,9 @@
     watched.meta = async () => {
       const meta = await base.meta();
       heads = meta.heads;
-      return { ...meta, regions: ordered(meta.regions, recipe), stats: [...meta.stats, ...stats, ...sets] };
+      // Mass on a region is small where the region is: its colours end at the largest there is, not at one.
+      const own = meta.stats.map((one) => (one.name.startsWith("mass:") ? { ...one, high: null } : one));
+      return { ...meta, regions: ordered(meta.regions, recipe), stats: [...own, ...stats, ...sets] };
     };
     // A head set is a map of ones, which needs no server.
     const stat = watched.stat;
