@@ -73,7 +73,10 @@
   };
 
   /** Text with line breaks, tabs and long runs of spaces made visible and short. */
-  const readable = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/ {3,}/g, (run) => `␣${run.length} `);
+  const readable = (text) => {
+    const shown = text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/ {3,}/g, (run) => `␣${run.length} `);
+    return shown.trim() === "" ? shown.replaceAll(" ", "␣") : shown;
+  };
   parts.readable = readable;
 
   /** Text of a token between quotes, cut in the middle of a list; spaces stay visible. */
@@ -85,7 +88,7 @@
   /** A token as a label on an axis: no quotes, a leading space as a thin mark. */
   parts.label = (text, most = 14) => {
     const shown = readable(text);
-    const letters = Array.from(shown.trim() === "" ? shown.replaceAll(" ", "·") || "∅" : shown.trimStart());
+    const letters = Array.from(shown.trimStart() || "∅");
     return letters.length > most ? letters.slice(0, most - 1).join("") + "…" : letters.join("");
   };
 

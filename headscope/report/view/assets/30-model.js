@@ -15,6 +15,7 @@
       [this.layers, this.heads] = [meta.layers, Math.max(...meta.heads)];
       this.values = null;
       this.thumbs = new Map();
+      this.held = meta.held ? new Set(meta.held) : null;
       this.at = null;
       this.stat = parts.select("Statistic that colours the heads", (stat) => store.set({ stat }), () => this.grid.focus());
       this.toggle = el("button", { type: "button", class: "hs-button", text: "Patterns", title: "Show each head's pattern (t)", on: { click: () => store.set({ thumbs: !store.state.thumbs }) } });
@@ -32,7 +33,10 @@
         const found = this.cellAt(event);
         if (found) store.set({ layer: found.layer, head: found.head });
       });
-      this.grid.addEventListener("scroll", () => this.needThumbs());
+      this.grid.addEventListener("scroll", () => {
+        this.needThumbs();
+        this.draw();
+      });
       store.watch((changed) => {
         if (changed.has("stat")) this.refresh();
         if (changed.has("thumbs")) this.layout();
@@ -153,7 +157,7 @@
     paintAll() {
       if (!this.size) return;
       const { theme } = this.viewer;
-      this.paint(new parts.CanvasPen(this.clear(this.canvas, this.size.w, this.size.h), theme));
+      this.paint(new parts.CanvasPen(this.clear(this.canvas, this.size.w, this.size.h), theme), this.grid.scrollTop, this.grid.scrollLeft);
       const w = Math.max(this.grid.clientWidth - 8, 80);
       this.paintLegend(new parts.CanvasPen(this.clear(this.legend, w, 38), theme), 0, 14, w);
     }
@@ -166,23 +170,32 @@
       const { theme } = this.viewer;
       return this.domain.diverging ? theme.divergingAt(this.share(value)) : theme.rampAt(this.share(value));
     }
-    paint(pen) {
+    paint(pen, top = 0, left = 0) {
       const { theme, meta, store } = this.viewer;
       const { w, h } = this.cell;
       const gap = Math.min(w, h) > 9 ? 1 : 0;
       const step = (size, need) => [1, 2, 5, 10, 20, 50].find((n) => n * size >= need) || 100;
       const [every, each] = [step(h, 11), step(w, this.heads > 10 ? 18 : 12)];
-      pen.text(0, 21, "layer", { fill: theme.soft, size: 9 });
-      pen.text(LEFT + (this.heads * w) / 2, 6, "head", { fill: theme.soft, size: 9, anchor: "middle" });
+      for (let layer = 0; layer < this.layers; layer++) for (let head = 0; head < meta.heads[layer]; head++) this.paintCell(pen, layer, head, gap);
+      this.paintChoice(pen);
+      // Numbers of layers and heads stay in sight while the cells scroll below them.
+      if (left) pen.rect(left, 0, LEFT, this.size.h, theme.panel);
       for (let layer = 0; layer < this.layers; layer++) {
         const chosen = layer === store.state.layer;
-        if (layer % every === 0 || chosen) pen.text(LEFT - 6, TOP + (layer + 0.5) * h, String(layer), { fill: chosen ? theme.ink : theme.soft, size: 10, anchor: "end", weight: chosen ? 700 : 400 });
-        for (let head = 0; head < meta.heads[layer]; head++) this.paintCell(pen, layer, head, gap);
+        if (layer % every === 0 || chosen) pen.text(left + LEFT - 6, TOP + (layer + 0.5) * h, String(layer), { fill: chosen ? theme.ink : theme.soft, size: 10, anchor: "end", weight: chosen ? 700 : 400 });
       }
+      if (top) pen.rect(left, top, this.size.w, TOP - 2, theme.panel);
+      pen.text(left, top + 21, "layer", { fill: theme.soft, size: 9 });
+      pen.text(LEFT + (this.heads * w) / 2, top + 6, "head", { fill: theme.soft, size: 9, anchor: "middle" });
       for (let head = 0; head < this.heads; head++) {
         const chosen = head === store.state.head;
-        if (head % each === 0 || chosen) pen.text(LEFT + (head + 0.5) * w, 21, String(head), { fill: chosen ? theme.ink : theme.soft, size: 10, anchor: "middle", weight: chosen ? 700 : 400 });
+        if (head % each === 0 || chosen) pen.text(LEFT + (head + 0.5) * w, top + 21, String(head), { fill: chosen ? theme.ink : theme.soft, size: 10, anchor: "middle", weight: chosen ? 700 : 400 });
       }
+    }
+    /** Outline the chosen head, and the one under the pointer. */
+    paintChoice(pen) {
+      const { theme, store } = this.viewer;
+      const { w, h } = this.cell;
       const { layer, head } = store.state;
       const [x, y] = [LEFT + head * w, TOP + layer * h];
       pen.rect(x - 0.5, y - 0.5, w, h, null, { stroke: theme.panel, width: 4 });
@@ -197,6 +210,7 @@
       if (store.state.thumbs) {
         pen.rect(x, y, w - gap, h - gap, theme.wash);
         if (picture) pen.image(picture[head], 0, 0, picture[head].width, picture[head].height, x, y, w - gap, h - gap);
+        this.paintHeld(pen, layer, head, theme.ink);
         return;
       }
       const value = this.value(layer, head);
@@ -206,6 +220,12 @@
         return;
       }
       pen.rect(x, y, w - gap, h - gap, this.colour(value));
+      this.paintHeld(pen, layer, head, (this.domain.diverging ? theme.onDiverging : theme.onRamp)(this.share(value)));
+    }
+    /** A dot where the pattern can be looked at, if a file holds that of some heads only. */
+    paintHeld(pen, layer, head, colour) {
+      const { w, h } = this.cell;
+      if (this.held && this.held.has(`${layer}.${head}`) && w > 7 && h > 6) pen.circle(LEFT + (head + 1) * w - 4.5, TOP + layer * h + 3.5, 1.6, colour);
     }
     paintLegend(pen, x, y, w) {
       const { theme, store } = this.viewer;
@@ -222,6 +242,8 @@
 
     cellAt(event) {
       const box = this.canvas.getBoundingClientRect();
+      const edge = this.grid.getBoundingClientRect();
+      if (event.clientY - edge.top < TOP || event.clientX - edge.left < LEFT) return null;
       const head = Math.floor((event.clientX - box.left - LEFT) / this.cell.w);
       const layer = Math.floor((event.clientY - box.top - TOP) / this.cell.h);
       const inside = layer >= 0 && layer < this.layers && head >= 0 && head < this.viewer.meta.heads[layer];
@@ -236,7 +258,8 @@
       this.at = found;
       if (found) {
         const { label, unit } = this.info;
-        this.viewer.tip.show(event, [[`Layer ${found.layer}, head ${found.head}`], [label, `${parts.number(this.value(found.layer, found.head))}${unit ? ` ${unit}` : ""}`]]);
+        const only = this.held && !this.held.has(`${found.layer}.${found.head}`) ? [["pattern", "not in this file"]] : [];
+        this.viewer.tip.show(event, [[`Layer ${found.layer}, head ${found.head}`], ...only, [label, `${parts.number(this.value(found.layer, found.head))}${unit ? ` ${unit}` : ""}`]]);
       } else this.viewer.tip.hide();
       this.draw();
     }
