@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -20,7 +21,7 @@ from headscope.errors import RequestError
 from headscope.kernels.inputs import AttentionInputs
 from headscope.models.tiny import tiny
 from headscope.report.view import capture
-from headscope.report.view.choice import best_heads, telling
+from headscope.report.view.choice import best_heads, first, telling
 from headscope.report.view.html import view_page
 from headscope.report.view.shape import bias_of, mask_of
 
@@ -201,7 +202,9 @@ def test_statistics_and_thumbnails_of_all_heads_are_always_there() -> None:
     for layer in range(2):
         thumbs = page.array(page.data["thumbs"][str(layer)]).reshape(view.thumbs(layer).shape)
         assert np.abs(thumbs - view.thumbs(layer)).max() < 5e-4
+    assert page.data["meta"]["held"] == ["1.2"]
     assert page.data["state"] == {"stat": "mass:span", "layer": 1, "head": 2}
+    assert "held" not in Page(view_page(view)).data["meta"]
 
 
 def test_the_limit_holds_and_what_fits_is_the_best() -> None:
@@ -231,10 +234,19 @@ def test_heads_of_a_named_region_come_first() -> None:
     view = capture.look(model, prompt(model, needle=range(4, 9), most=range(9, 40), other=range(20, 22)))
     order = best_heads(view)
     assert telling(view) == ["mass:other", "mass:needle"]
-    assert Page(view_page(view)).data["state"]["stat"] == "mass:other"
     values = {name: view.stat(f"mass:{name}") for name in ("needle", "other")}
     assert order[0] == tuple(np.unravel_index(values["other"].argmax(), values["other"].shape))
     assert order.index(tuple(np.unravel_index(values["needle"].argmax(), (2, 4)))) <= 1
+
+
+def test_a_region_that_gets_next_to_nothing_is_not_shown_first() -> None:
+    model = loaded()
+    view = capture.look(model, prompt(model, needle=range(4, 9), other=range(20, 22)))
+    for other, needle, stat in [(0.3, 0.3, "mass:other"), (0.01, 0.3, "mass:needle"), (0.01, 0.01, None)]:
+        for name, value in [("mass:other", other), ("mass:needle", needle)]:
+            view._stats[name] = replace(view._stats[name], values=np.full((2, 4), value, np.float32))
+        assert first(view, [(1, 2)]).get("stat") == stat
+    assert first(view, []) == {}
 
 
 def test_keys_are_shared_by_a_group() -> None:

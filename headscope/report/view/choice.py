@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _QUERIES = 32
 _OWN = ("bos", "system", "generated")
+_LOW = 0.1
+"""A region that gets less than this of every head's attention is too faint to be shown first."""
 
 Pair = tuple[int, int]
 
@@ -77,6 +79,15 @@ def telling(view: View) -> list[str]:
     sizes = {f"mass:{name}": len(found) for name, found in view.prompt.regions.items() if name not in _OWN}
     named = [name for name, size in sizes.items() if name in known and 2 * size <= view.length]
     return sorted(named, key=lambda name: sizes[name])
+
+
+def first(view: View, order: Sequence[Pair]) -> dict[str, Any]:
+    """Return what to show first: the first of these heads, coloured by the smallest region that shows."""
+    seen = [name for name in telling(view) if float(np.nanmax(view.stat(name))) >= _LOW]
+    state: dict[str, Any] = {"stat": seen[0]} if seen else {}
+    if order:
+        state["layer"], state["head"] = order[0]
+    return state
 
 
 def _ranked(pairs: Sequence[Pair], values: dict[Pair, float]) -> list[Pair]:

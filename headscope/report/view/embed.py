@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headscope.errors import RequestError
 from headscope.kernels.edits import Reweight
-from headscope.report.view.choice import best_heads, checked, telling
+from headscope.report.view.choice import best_heads, checked, first
 from headscope.report.view.shape import bias_of, factors_of, mask_of
 
 if TYPE_CHECKING:
@@ -46,15 +46,15 @@ class Embedded:
         Heads that are held in full, the best first.
     heads
         How many heads there are.
-    telling
-        Statistics of regions that the prompt names, the most telling first.
+    first
+        State of the viewer when it opens.
     """
 
     document: dict[str, Any]
     blocks: dict[str, str]
     held: tuple[tuple[int, int], ...]
     heads: int
-    telling: tuple[str, ...] = ()
+    first: dict[str, Any]
 
     @property
     def exact(self) -> bool:
@@ -158,7 +158,9 @@ def embed(
         document["heads"][f"{layer}.{head}"] = facts
         held.append((layer, head))
     document["blocks"] = blocks.facts
-    return Embedded(document, blocks.texts, tuple(held), sum(meta["heads"]), tuple(telling(view)))
+    if len(held) < sum(meta["heads"]):
+        meta["held"] = list(document["heads"])
+    return Embedded(document, blocks.texts, tuple(held), sum(meta["heads"]), first(view, held))
 
 
 def _refuse(view: View, chosen: Sequence[tuple[int, int]], held: Sequence[tuple[int, int]], limit: int) -> None:

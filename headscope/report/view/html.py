@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from headscope.errors import RequestError
 from headscope.report import page as common
@@ -26,12 +26,11 @@ THEMES = ("auto", "light", "dark")
 _START = "Headscope.openFile();"
 _STYLE = """
 html, body { margin: 0; height: 100%; background: var(--panel); color: var(--ink); }
-body { display: flex; flex-direction: column; }
-#viewer { flex: 1 0 auto; min-height: 560px; height: calc(100% - 30px); }
-.file { margin: 0; padding: 6px 10px; border-top: 1px solid var(--line); color: var(--soft); background: var(--wash);
-  font: 12px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+#viewer { min-height: 560px; height: calc(100% - var(--note, 0px)); } :root:has(.file) { --note: 29px; }
+#viewer:has(.hs-two, .hs-one) { height: auto; }
+.file { padding: 5px 10px; border-top: 1px solid var(--line); color: var(--soft); background: var(--wash);
+  font: 12px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 .file code { font: 11.5px ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; color: var(--ink); }
-.file details { display: inline; } .file summary { display: inline; cursor: pointer; text-decoration: underline; }
 """
 
 
@@ -67,7 +66,7 @@ def view_page(
     if not limit_mb > 0:
         raise RequestError(f"limit_mb={limit_mb}: give the most megabytes of data, as 25.")
     found = embed(view, heads=heads, layers=layers, limit=int(limit_mb * MB), again=again)
-    document = {**found.document, "theme": theme, "state": _state(found)}
+    document = {**found.document, "theme": theme, "state": found.first}
     scripts = [common.safe_script(assets.bundle("js")), _START]
     colours = palette.css() if theme == "auto" else palette.css_of_scheme()
     scheme = "" if theme == "auto" else f' data-mantine-color-scheme="{theme}"'
@@ -110,22 +109,13 @@ def frame(page: str, height: int, title: str) -> str:
     )
 
 
-def _state(found: Embedded) -> dict[str, Any]:
-    """Return what is shown first: the best head that is held, coloured by the region that tells most."""
-    state: dict[str, Any] = {"stat": found.telling[0]} if found.telling else {}
-    if found.held:
-        state["layer"], state["head"] = found.held[0]
-    return state
-
-
 def _note(found: Embedded, again: str) -> str:
     """Say what the file holds, where that is not everything."""
     if found.exact:
         return ""
-    names = ", ".join(f"{layer}.{head}" for layer, head in sorted(found.held))
-    held = plural(len(found.held), "head")
+    call = html.escape(again.replace("{head}", "(layer, head)"))
     return (
-        f'<div class="file">Of {found.heads} heads this file holds {held} in full <details><summary>which</summary> '
-        f"{names or 'none'}</details>; of the others statistics and small patterns. Others: "
-        f"<code>{html.escape(again.replace('{head}', '(layer, head)'))}</code> or a larger <code>limit_mb</code>.</div>"
+        f'<div class="file">Of {found.heads} heads this file holds {plural(len(found.held), "head")} in full, those '
+        f"with a dot; of the others statistics and small patterns. For more: <code>{call}</code> or a larger "
+        "<code>limit_mb</code>.</div>"
     )
