@@ -1,6 +1,6 @@
 """The form of a prompt: model, text with regions, template, tokens to write. Explore and Steer share it.
 
-The text and its regions live in the browser (``assets/30-prompt.js``), where they follow every key; the store
+The text and its regions live in the browser (``assets/31-prompt-editor.js``), where they follow every key; the store
 ``NAME-recipe`` always holds the whole form as the fields of a ``Recipe``.
 """
 
