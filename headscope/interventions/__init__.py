@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headscope.interventions.act import ACT as ACT
     from headscope.interventions.base import Method as Method
     from headscope.interventions.calibration import calibrate_heads as calibrate_heads
+    from headscope.interventions.continuation import compare_continuations as compare_continuations
     from headscope.interventions.evaluation import Evaluation as Evaluation
     from headscope.interventions.iti import ITI as ITI
     from headscope.interventions.knockout import KnockOut as KnockOut
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from headscope.interventions.steering import SteeringVector as SteeringVector
     from headscope.interventions.store import load as load
     from headscope.interventions.store import save as save
+    from headscope.interventions.strength import sweep_continuations as sweep_continuations
     from headscope.interventions.temperature import Temperature as Temperature
     from headscope.interventions.var import VAR as VAR
     from headscope.interventions.var import sink_dimensions as sink_dimensions
@@ -47,6 +49,7 @@ _NAMES = {
     "act": ("ACT",),
     "base": ("Method",),
     "calibration": ("calibrate_heads",),
+    "continuation": ("compare_continuations",),
     "evaluation": ("Evaluation",),
     "iti": ("ITI",),
     "knockout": ("KnockOut", "window"),
@@ -63,6 +66,7 @@ _NAMES = {
     "spotlight": ("SpotLight",),
     "steering": ("SteeringVector",),
     "store": ("load", "save"),
+    "strength": ("sweep_continuations",),
     "temperature": ("Temperature",),
     "var": ("VAR", "sink_dimensions"),
     "zerotuning": ("ZeroTuning", "check_token"),

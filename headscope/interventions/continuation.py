@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from headscope.attention.edits import Edit
     from headscope.interventions.base import Method
     from headscope.models.prompt import Prompt
+    from headscope.probes.base import Progress
 
 Floats = NDArray[np.float64]
 
@@ -74,12 +77,21 @@ class Comparison:
 
 
 def compare_continuations(
-    model: Any, prompt: Prompt | str, *methods: Method | Edit, max_new_tokens: int = 40
+    model: Any,
+    prompt: Prompt | str,
+    *methods: Method | Edit,
+    max_new_tokens: int = 40,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Continue a prompt greedily without edits and under them, and score each text in the other state.
 
     A text is scored step by step behind the prompt, as it would be written: keys that a method finds in the prompt
     stay found.
+
+    Parameters
+    ----------
+    progress
+        Called with (stage, tokens done, tokens in all) at every layer of every step; what it raises ends the work.
 
     Raises
     ------
@@ -90,32 +102,86 @@ def compare_continuations(
     """
     if not methods:
         raise RequestError("There is nothing to compare: pass at least one method or edit.")
-    base = model.trace(prompt, max_new_tokens=max_new_tokens)
-    with model.edited(*methods):
-        steered = model.trace(prompt, max_new_tokens=max_new_tokens)
-    texts = {"base": tuple(base.tokens), "steered": tuple(steered.tokens)}
-    rows = {("base", "base"): _rows(base), ("steered", "steered"): _rows(steered)}
-    if texts["base"] == texts["steered"]:
-        rows["base", "steered"], rows["steered", "base"] = rows["steered", "steered"], rows["base", "base"]
-    else:
-        rows["steered", "base"] = _rows(model.trace(prompt, teacher=texts["steered"]))
-        with model.edited(*methods):
-            rows["base", "steered"] = _rows(model.trace(prompt, teacher=texts["base"]))
-    made = {
-        name: Continuation(
-            found.text,
-            ids,
-            tuple(str(model.tokenizer.decode([i])) for i in ids),
-            _of(rows[name, "base"], ids),
-            _of(rows[name, "steered"], ids),
-        )
-        for name, ids, found in (("base", texts["base"], base), ("steered", texts["steered"], steered))
-    }
-    first, other = rows["steered", "steered"][0], rows["base", "base"][0]
-    # Impossible tokens, as masked vocabularies have, are 0 · -inf.
-    kl = torch.where(first.isfinite(), first.exp() * (first - other), 0.0).sum()
-    changed = not all(torch.equal(rows[name, "base"], rows[name, "steered"]) for name in texts)
-    return Comparison(made["base"], made["steered"], _parted(*texts.values()), float(kl), changed)
+    return Baseline(model, prompt, max_new_tokens, progress).compare(*methods)
+
+
+class Baseline:
+    """The model without edits on one prompt, read once for any number of comparisons.
+
+    Parameters
+    ----------
+    max_new_tokens, progress
+        As for ``compare_continuations``.
+    """
+
+    def __init__(
+        self, model: Any, prompt: Prompt | str, max_new_tokens: int = 40, progress: Progress | None = None
+    ) -> None:
+        self.model, self.prompt, self.limit, self.progress = model, prompt, max_new_tokens, progress
+        self._known: dict[tuple[int, ...], torch.Tensor] = {}
+        with self._told("Writing without the edit", max_new_tokens):
+            written = model.trace(prompt, max_new_tokens=max_new_tokens)
+        self.text, self.ids = str(written.text), tuple(written.tokens)
+        self._known[self.ids] = _rows(written)
+
+    def compare(self, *methods: Method | Edit) -> Comparison:
+        """Return what the model writes under the methods beside what it writes without."""
+        with self.model.edited(*methods), self._told("Writing under the edit", self.limit):
+            steered = self.model.trace(self.prompt, max_new_tokens=self.limit)
+        ids = tuple(steered.tokens)
+        own = _rows(steered)
+        back = own if ids == self.ids else self.rows(self.ids, *methods)
+        base = self._made(self.text, self.ids, self.rows(self.ids), back)
+        made = self._made(str(steered.text), ids, self.rows(ids), own)
+        first, other = own[0], self.rows(self.ids)[0]
+        # Impossible tokens, as masked vocabularies have, are 0 · -inf.
+        kl = torch.where(first.isfinite(), first.exp() * (first - other), 0.0).sum()
+        changed = not (torch.equal(back, self.rows(self.ids)) and torch.equal(own, self.rows(ids)))
+        return Comparison(base, made, _parted(self.ids, ids), float(kl), changed)
+
+    def score(self, ids: tuple[int, ...], *methods: Method | Edit) -> Continuation:
+        """Return a text of the caller's own, scored without the methods and under them."""
+        text = str(self.model.tokenizer.decode(list(ids)))
+        return self._made(text, ids, self.rows(ids), self.rows(ids, *methods))
+
+    def rows(self, ids: tuple[int, ...], *methods: Method | Edit) -> torch.Tensor:
+        """Return log-probabilities of every token at each step of a text (T, vocabulary); those without edits stay."""
+        if not methods:
+            if ids not in self._known:
+                with self._told("Scoring without the edit", len(ids)):
+                    self._known[ids] = _rows(self.model.trace(self.prompt, teacher=ids))
+            return self._known[ids]
+        with self.model.edited(*methods), self._told("Scoring under the edit", len(ids)):
+            return _rows(self.model.trace(self.prompt, teacher=ids))
+
+    def _made(self, text: str, ids: tuple[int, ...], base: torch.Tensor, steered: torch.Tensor) -> Continuation:
+        tokens = tuple(str(self.model.tokenizer.decode([i])) for i in ids)
+        return Continuation(text, ids, tokens, _of(base, ids), _of(steered, ids))
+
+    @contextlib.contextmanager
+    def _told(self, stage: str, total: int) -> Iterator[None]:
+        """Tell the progress at every token, and in between at every layer: a long prompt takes a while to read."""
+        if (tell := self.progress) is None:
+            yield
+            return
+        done = -1
+
+        def step(module: Any, given: Any) -> None:
+            nonlocal done
+            done += 1
+            tell(stage, done, total)
+
+        def layer(module: Any, given: Any) -> None:
+            tell(stage, max(done, 0), total)
+
+        sites = self.model.sites.stack(None).values()
+        hooks = [self.model.hf.register_forward_pre_hook(step)]
+        hooks += [site.attention.register_forward_pre_hook(layer) for site in sites]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _rows(trace: Any) -> torch.Tensor:
