@@ -204,6 +204,7 @@ def test_a_head_that_is_not_in_the_file_says_how_to_get_it(opened: Any, tmp_path
     page.wait_for_selector(".hs-panel-head[data-state=error]")
     told = page.locator(".hs-panel-head .hs-trouble").inner_text()
     assert "model.view(prompt, heads=[(0, 3)])" in told
+    assert page.locator(".hs-panel-head .hs-trouble button").count() == 0
     page.evaluate("Headscope.viewer.setState({layer: 1, head: 2})")
     page.wait_for_selector(".hs-panel-head[data-state=ready]")
     assert page.locator(".hs-panel-head .hs-trouble").is_hidden()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import html
+import json
 import pickle
 import re
 from pathlib import Path
@@ -194,3 +196,39 @@ def test_scores_below_zero_and_without_a_number(make) -> None:
 def test_hostile_names_stay_text(make) -> None:
     scores = make(layers=2, heads=2, model="</title><img src=x onerror=alert(1)>", details=False)
     assert "<img" not in scores.show(html=True)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_every_figure_shows_itself(smollm2) -> None:
+    """Cells one after the other, as a kernel does; each last line that is a figure can be shown."""
+    notebook = json.loads((Path(__file__).parents[2] / "notebooks" / "view.ipynb").read_text(encoding="utf-8"))
+    namespace: dict[str, Any] = {}
+    shown = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        assert not cell["outputs"], "the notebook is kept without its outputs, which are the size of its figures"
+        body = ast.parse("".join(cell["source"])).body
+        last = body.pop() if isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), "view.ipynb", "exec"), namespace)
+        if last is not None:
+            shown.append(eval(compile(ast.Expression(last.value), "view.ipynb", "eval"), namespace))
+    figures = [one for one in shown if isinstance(one, Shown)]
+    assert len(figures) == 4
+    for figure in figures[:3]:
+        assert Page(framed(figure)).data["meta"]["model"] == "smollm2-135m"
+    assert "Induction heads" in framed(figures[3])
+
+
+@pytest.mark.slow
+def test_thousands_of_tokens_fit_and_are_exact(smollm2) -> None:
+    sample = hs.data.needles(smollm2, n=1, lengths=[2048], seed=0)[0]
+    run = smollm2.run(sample.prompt(smollm2), [hs.QK()], logits="last")
+    shown = run.show(limit_mb=6)
+    assert 2e6 < len(shown.html) < 7e6
+    page = Page(shown.html)
+    assert 2 <= len(page.data["heads"]) <= 8
+    name = next(iter(page.data["heads"]))
+    layer, head = map(int, name.split("."))
+    rows = run.qk["qk"].tile(layer, head, rows=range(2040, 2048)).numpy()
+    assert abs(page.pattern(layer, head)[2040:] - rows).max() < 1e-5

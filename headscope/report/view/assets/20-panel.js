@@ -69,7 +69,8 @@
         this.trouble.hidden = true;
         retry();
       } } });
-      this.trouble.replaceChildren(el("p", {}, error.message || String(error)), again);
+      // What will be no different the next time is not tried again.
+      this.trouble.replaceChildren(el("p", {}, error.message || String(error)), ...(error.final ? [] : [again]));
       this.trouble.hidden = false;
     }
 

@@ -273,7 +273,10 @@
     head(layer, head) {
       const name = `${layer}.${head}`;
       const facts = this.data.heads[name];
-      if (!facts) return Promise.reject(new Error(`The queries and keys of layer ${layer}, head ${head} are not in this file. To look at it: ${this.data.again.replace("{head}", `(${layer}, ${head})`)}`));
+      if (!facts) {
+        const call = this.data.again.replace("{head}", `(${layer}, ${head})`);
+        return Promise.reject(Object.assign(new Error(`The queries and keys of layer ${layer}, head ${head} are not in this file. To look at it: ${call}`), { final: true }));
+      }
       return this.kept(this.heads, name, () => this.open(facts));
     }
     kept(cache, name, make) {
