@@ -164,7 +164,7 @@ def test_coarser_levels_come_from_finer_ones(opened: Any, tmp_path: Path) -> Non
             found = page.evaluate(
                 f"""async () => {{
                     const made = source();
-                    made.data.meta.tile = 32;
+                    Object.assign(made.data.meta, {{tile: 32, levels: 7}});
                     const asked = {{layer: 1, head: 2, level: {level}, row: 0, col: 0, reduce: '{reduce}'}};
                     const t = await made.tile(asked);
                     return [t.rows, t.cols, [...t.data]];

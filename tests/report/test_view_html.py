@@ -318,6 +318,17 @@ def test_colours_follow_the_system_or_the_choice(theme) -> None:
     assert (f'<html lang="en" data-mantine-color-scheme="{theme}">' in text) == (theme != "auto")
 
 
+def test_long_patterns_come_with_their_overview() -> None:
+    model = loaded(max_position_embeddings=2000)
+    view = capture.look(model, prompt(model, 1100))
+    assert view.meta()["levels"] == 4
+    page = Page(view_page(view, heads=[(1, 2)]))
+    held = page.array(page.data["heads"]["1.2"]["overview"]).reshape(138, 138)
+    assert np.abs(held - view.tile(1, 2, 3, 0, 0, "max")).max() < 1e-6
+    short = Page(view_page(capture.look(model, prompt(model, 1000)), heads=[(1, 2)]))
+    assert "overview" not in short.data["heads"]["1.2"]
+
+
 def test_a_short_prompt() -> None:
     model = loaded()
     view = capture.look(model, model.prompt_from_ids([5]))

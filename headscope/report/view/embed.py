@@ -30,6 +30,8 @@ MB = 1_000_000
 _WIDTH = {"f4": 4, "i4": 4, "u1": 1, "f2": 2, "bf2": 2}
 _SAVED = 0.95
 """Blocks are packed where that makes them smaller than this share."""
+_OVERVIEW = 3
+"""From this level on a browser needs a moment for the whole pattern, so that the first look at it is in the file."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,9 @@ def _head(view: View, layer: int, head: int, blocks: _Blocks) -> dict[str, Any]:
         "rotary": view.rotary(layer),
     }
     facts["mask"] = _mask(one, blocks)
+    top = view.meta()["levels"] - 1
+    if top >= _OVERVIEW:
+        facts["overview"] = blocks.add(view.tile(layer, head, top, 0, 0, "max"))
     bias = bias_of(one)
     if bias is not None:
         facts["bias"] = {"kind": bias.kind, "block": blocks.add(bias.values)}
