@@ -27,7 +27,7 @@ def cell(recipe: Recipe, view: Any = None, *, root: Path | None = None) -> str:
     root
         The workspace, where the edit's file lies.
     """
-    lines = ["import headscope as hs", "", f"model = hs.load({recipe.model!r})", *_prompt(recipe, view)]
+    lines = ["import headscope as hs", "", f"model = hs.load({recipe.model!r})", *prompt_lines(recipe, view)]
     options = [f"max_new_tokens={recipe.new_tokens}"] if recipe.new_tokens else []
     if recipe.edit:
         file = str((root or Path()) / recipe.edit)
@@ -36,10 +36,11 @@ def cell(recipe: Recipe, view: Any = None, *, root: Path | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _prompt(recipe: Recipe, view: Any) -> list[str]:
+def prompt_lines(recipe: Recipe, view: Any = None) -> list[str]:
+    """Return Python that makes the prompt; ``view`` as for ``cell``."""
     chat = [] if not recipe.chat else ["chat=True"]
     if recipe.chat and recipe.system is not None:
-        chat.append(f"system={_literal(recipe.system)}")
+        chat.append(f"system={literal(recipe.system)}")
     regions = sorted(recipe.regions, key=lambda region: region[1:])
     if _fits_template(regions):
         return _call("model.prompt", [_template(recipe.text, regions), *_fills(recipe.text, regions), *chat])
@@ -47,8 +48,8 @@ def _prompt(recipe: Recipe, view: Any) -> list[str]:
         spans: dict[str, list[tuple[int, int]]] = {}
         for name, start, end in regions:
             spans.setdefault(name, []).append((start, end))
-        return _call("hs.Prompt.from_text", ["model.tokenizer", _literal(recipe.text), repr(spans)])
-    made = _call("model.prompt", [_literal(recipe.text.replace("{", "{{").replace("}", "}}")), *chat])
+        return _call("hs.Prompt.from_text", ["model.tokenizer", literal(recipe.text), repr(spans)])
+    made = _call("model.prompt", [literal(recipe.text.replace("{", "{{").replace("}", "}}")), *chat])
     if view is None:
         return made
     names = dict.fromkeys(name for name, _, _ in regions)
@@ -67,7 +68,7 @@ def _template(text: str, regions: list[tuple[str, int, int]]) -> str:
     for name, start, end in regions:
         parts += [_doubled(text[reached:start]), f"{{{name}}}"]
         reached = end
-    return _literal("".join([*parts, _doubled(text[reached:])]))
+    return literal("".join([*parts, _doubled(text[reached:])]))
 
 
 def _fills(text: str, regions: list[tuple[str, int, int]]) -> list[str]:
@@ -75,7 +76,7 @@ def _fills(text: str, regions: list[tuple[str, int, int]]) -> list[str]:
     for name, start, end in regions:
         fills.setdefault(name, []).append(text[start:end])
     return [
-        f"{name}={_literal(found[0])}" if len(found) == 1 else f"{name}=[{', '.join(map(_literal, found))}]"
+        f"{name}={literal(found[0])}" if len(found) == 1 else f"{name}=[{', '.join(map(literal, found))}]"
         for name, found in fills.items()
     ]
 
@@ -85,7 +86,7 @@ def _call(function: str, arguments: Iterable[str]) -> list[str]:
     return [f"prompt = {function}(", *inner, ")"]
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Write text as Python, long text as several literals in brackets, one for each line or so."""
     if len(repr(text)) <= WIDTH:
         return repr(text)

@@ -181,7 +181,7 @@ class Desk:
         with self.model(recipe.model) as model:
             if (kept := self.runs.find(recipe.id, edit)) is not None:
                 return kept
-            prompt = self._prompt(recipe, model)
+            prompt = self.prompt(recipe, model)
             size = capture.estimate(model, len(prompt) + recipe.new_tokens)
             if size > self.runs.limit:
                 raise MemoryBudgetError(
@@ -202,7 +202,7 @@ class Desk:
             log.warning("%s", error)
         return view
 
-    def _prompt(self, recipe: Recipe, model: Model) -> Prompt:
+    def prompt(self, recipe: Recipe, model: Model) -> Prompt:
         """Return the prompt of a recipe, if it fits; text that cannot is not even tokenised."""
         limit = model.spec.n_ctx
         most = self.settings.upload_bytes if limit is None else min(LONGEST_TOKEN * limit, self.settings.upload_bytes)

@@ -76,7 +76,7 @@ def build(
             f"{method.__name__} holds trained numbers: make it with {TRAINED[name.lower()]}, then --edit."
         )
     known = {field.name: field for field in fields(method) if field.init}  # type: ignore[arg-type]
-    kinds = _kinds(method)
+    kinds = kinds_of(method)
     values = _regions(method, known, kinds, [region] if isinstance(region, str) else list(region or ()))
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -88,7 +88,7 @@ def build(
     if "heads" in known and "heads" not in values:
         if heads is not None:
             values["heads"] = heads_of(heads, model, top) if isinstance(heads, str) else tuple(heads)
-        elif _required(known["heads"]):
+        elif required(known["heads"]):
             values["heads"] = "all"
     elif heads is not None and "heads" not in known:
         raise RequestError(f"{method.__name__} does not act on heads: leave out --heads.")
@@ -99,7 +99,7 @@ def build(
 
         learnt = sink_dimensions(model)
         values = {"dimensions": learnt.dimensions, "tau": learnt.tau, **values}
-    missing = [key for key, field in known.items() if _required(field) and key not in values]
+    missing = [key for key, field in known.items() if required(field) and key not in values]
     if missing:
         how = "--region" if missing[0] in REGIONS else f"--set {missing[0]}=…"
         raise RequestError(f"{method.__name__} needs {' and '.join(missing)}: give {how}.")
@@ -195,12 +195,13 @@ def _pairs(groups: Sequence[Sequence[Any]], model: Any) -> tuple[tuple[int, int]
     return tuple(dict.fromkeys(pairs))
 
 
-def _required(field: Any) -> bool:
+def required(field: Any) -> bool:
+    """Whether a field of a dataclass has no default."""
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def _kinds(method: type) -> dict[str, Any]:
-    """Return the type of each field; Any where it cannot be worked out."""
+def kinds_of(method: type) -> dict[str, Any]:
+    """Return the type of each field of a method; Any where it cannot be worked out."""
     kinds: dict[str, Any] = {}
     for owner in reversed(method.__mro__):
         names = {**vars(typing), **vars(sys.modules[owner.__module__])}

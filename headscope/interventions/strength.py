@@ -67,14 +67,11 @@ def strength(method: Method) -> tuple[str, float] | None:
 
 
 def numbers(method: Method) -> dict[str, float]:
-    """Return the numbers among a method's parameters, the one that it is neutral by first; seeds are none."""
-    found = {}
-    for field in fields(method):  # type: ignore[arg-type]
-        value = getattr(method, field.name)
-        if field.init and field.name != "seed" and isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[field.name] = float(value)
+    """Return the real numbers among a method's parameters, the one that it is neutral by first."""
+    found = {field.name: getattr(method, field.name) for field in fields(method) if field.init}  # type: ignore[arg-type]
     main = strength(method)
-    return found if main is None else {main[0]: found[main[0]], **found}
+    real = {name: value for name, value in found.items() if isinstance(value, float)}
+    return real if main is None else {main[0]: float(found[main[0]]), **real}
 
 
 def sweep_continuations(

@@ -1,0 +1,493 @@
+"""Steer: a method in force on a prompt, beside the model as it is; its strength swept; the edit kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dash_mantine_components as dmc
+from dash import ClientsideFunction, Input, Output, State, dcc, html, no_update
+from dash.exceptions import PreventUpdate
+
+from headscope.app import steering, steering_sweeps
+from headscope.app.components import continuations, method_asked, sweep, sweep_task
+from headscope.app.components.copy import copied, copy_button
+from headscope.app.components.figure import figure_callbacks
+from headscope.app.components.method import method_callbacks, method_form
+from headscope.app.components.method_asked import GENERAL, Asked
+from headscope.app.components.method_fields import NEEDED
+from headscope.app.components.prompt import prompt_callbacks, prompt_form
+from headscope.app.components.trouble import notice, said, told
+from headscope.app.components.work import job, teller, working
+from headscope.app.page import Page
+from headscope.app.pages.explore import fields_of
+from headscope.app.runs import Recipe
+from headscope.app.steering_sweeps import Range, Trial
+from headscope.errors import HeadscopeError, RequestError
+
+if TYPE_CHECKING:
+    from dash import Dash
+
+    from headscope.app.desk import Desk
+
+NEW_TOKENS = 40
+TABS = {"texts": "Texts", "sweep": "Strength on this prompt", "task": "On a task"}
+KINDS = {"texts": "steer-texts", "sweep": "steer-swept", "task": "steer-judged"}
+"""What can be asked for, and the stores that hold the names of results."""
+
+
+def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
+    """Return the page as the address says it: prompt (``run``), method and its values, tab, sweep, and results."""
+    given = method_asked.from_query(query)
+    fields, trouble = _prompt(desk, run, query)
+    if fields.get("edit") and "method" not in query and not given["file"]:
+        # A run under an edit goes on under it.
+        given |= {"method": method_asked.SAVED, "file": fields["edit"]}
+    fields["edit"] = None
+    results = {kind: _result(desk, query.get(kind), kind) for kind in KINDS}
+    tab = query.get("tab") if query.get("tab") in TABS else "texts"
+    return html.Div(
+        [
+            *(dcc.Store(id=store, data=results[kind]) for kind, store in KINDS.items()),
+            *(
+                dcc.Store(id=f"steer-{part}")
+                for part in ("want", "ask-texts", "ask-sweep", "ask-task", "begun", "went")
+            ),
+            html.H1("Steer", className="unseen"),
+            html.Aside(
+                [
+                    html.Div(
+                        [
+                            trouble,
+                            prompt_form(desk, "steer", base=run or "", edits=False, **fields),
+                            method_form(desk, "steer", given),
+                        ],
+                        className="steer-scroll",
+                    ),
+                    html.Div(
+                        [
+                            html.Div(id="steer-texts-error", **{"aria-live": "assertive"}),
+                            working("steer-run"),
+                            html.Div(
+                                [
+                                    dmc.Button("Run", id="steer-go", size="sm", className="run-button", fullWidth=True),
+                                    html.Div(
+                                        [html.Kbd("Ctrl"), " ", html.Kbd("Enter")],
+                                        className="run-keys",
+                                        **{"aria-hidden": "true"},
+                                    ),
+                                ],
+                                className="steer-run-line",
+                            ),
+                        ],
+                        className="steer-foot",
+                    ),
+                ],
+                className="steer-side",
+                **{"aria-label": "Prompt and method"},
+            ),
+            html.Section(_main(desk, given, query, results, str(tab)), className="steer-main"),
+        ],
+        className="page steer",
+    )
+
+
+def _prompt(desk: Desk, run: str | None, query: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return the fields of the prompt's form, and what went wrong with an address, if anything."""
+    if not run:
+        return {"new_tokens": NEW_TOKENS}, None
+    try:
+        recipe = Recipe.load(desk.workspace, run)
+    except HeadscopeError as error:
+        return {"new_tokens": NEW_TOKENS}, notice(str(error), title="This prompt is not kept. ")
+    fields = fields_of(recipe)
+    return {**fields, "new_tokens": recipe.new_tokens or NEW_TOKENS}, None
+
+
+def _result(desk: Desk, name: Any, kind: str) -> dict[str, Any] | None:
+    document = steering.found(desk, str(name) if name else None, kind)
+    return None if document is None else answer(str(name), document)
+
+
+def answer(name: str, document: dict[str, Any], signature: str | None = None) -> dict[str, Any]:
+    """Return what the page keeps of a result: its name, its run, and what the settings were."""
+    return {"name": name, "run": document["run"], "signature": signature or document.get("signature", "")}
+
+
+def _main(desk: Desk, given: dict[str, Any], query: dict[str, Any], results: dict[str, Any], tab: str) -> list[Any]:
+    texts, swept, judged = (results[kind] for kind in KINDS)
+    numbers = html.Div(
+        [
+            html.Div(sweep.settings(desk, "steer", given["method"], given["file"], query), id="steer-sweep-box"),
+            html.Div(sweep_task.settings("steer", query), id="steer-task-box", hidden=tab != "task"),
+            html.Div(
+                sweep.target_box("steer", str(query.get("target") or "")), id="steer-target-box", hidden=tab != "sweep"
+            ),
+        ],
+        id="steer-numbers",
+        className="steer-numbers",
+        hidden=tab == "texts",
+    )
+    return [
+        html.Div(head(desk, texts), id="steer-head", className="steer-head"),
+        dmc.Tabs(
+            dmc.TabsList([dmc.TabsTab(label, value=name) for name, label in TABS.items()]),
+            id="steer-tab",
+            value=tab,
+            className="steer-tabs",
+        ),
+        numbers,
+        _panel("texts", tab, _shown(desk, texts, "texts"), None),
+        _panel("sweep", tab, _shown(desk, swept, "sweep"), "Sweep"),
+        _panel("task", tab, _shown(desk, judged, "task"), "Measure"),
+    ]
+
+
+def _panel(kind: str, tab: str, children: Any, button: str | None) -> html.Div:
+    start: list[Any] = []
+    if button is not None:
+        start = [
+            html.Div(
+                [
+                    dmc.Button(button, id=f"steer-{kind}-go", size="xs"),
+                    working(f"steer-{kind}-work"),
+                    html.Div(id=f"steer-{kind}-error", **{"aria-live": "assertive"}),
+                ],
+                className="steer-start",
+            )
+        ]
+    return html.Div(
+        [*start, html.Div(children, id=f"steer-{kind}-found", className="steer-found")],
+        id=f"steer-{kind}-panel",
+        className="steer-panel",
+        hidden=kind != tab,
+    )
+
+
+_EMPTY = {
+    "texts": "Run, and the model writes on twice: as it is, and under the edit. Each text is then scored in both "
+    "states.",
+    "sweep": "Each value writes its own text. The neutral value is always among them: there, nothing may change.",
+    "task": "The method at each value on items of a task, beside the untouched model and at neutral strength. A sweep "
+    "that was stopped goes on where it was.",
+}
+
+
+def _shown(desk: Desk, result: dict[str, Any] | None, kind: str) -> Any:
+    document = steering.found(desk, result["name"], kind) if result else None
+    if document is None:
+        return html.P(_EMPTY[kind], className="soft steer-empty")
+    code = [] if kind == "texts" else [_code(kind, document)]
+    made = {"texts": continuations.shown, "sweep": sweep.shown, "task": sweep_task.shown}[kind](document)
+    return [*code, made]
+
+
+def _code(kind: str, document: dict[str, Any]) -> html.Div:
+    target = f"steer-{kind}-python"
+    return html.Div(
+        [
+            copied(target, document["python"]),
+            copy_button(target, "Copy as notebook cell", title="Python that does the same"),
+        ],
+        className="steer-copy",
+    )
+
+
+def head(desk: Desk, result: dict[str, Any] | None) -> list[Any]:
+    """Return the line above the results: what ran, and what can be done with it."""
+    document = steering.found(desk, result["name"], "texts") if result else None
+    if document is None:
+        return [html.Div("Nothing has run yet.", className="soft steer-what")]
+    no_command = document["no_command"]
+    command = (
+        copy_button("steer-command", "Copy command", title="Copy the command line that does the same")
+        if document["command"]
+        else html.Button("Copy command", className="bar-button", type="button", disabled=True, title=no_command)
+    )
+    return [
+        html.Div(
+            [
+                html.Strong(document["asked"]["recipe"]["model"]),
+                html.Span(continuations.summary(document["methods"], document["prompt_tokens"]), className="run-text"),
+                html.Span("settings have changed since", id="steer-stale", className="steer-stale", hidden=True),
+            ],
+            className="steer-what",
+        ),
+        html.Div(
+            [
+                _saving(steering.default_name(document, result["name"] if result else "")),
+                copied("steer-python", document["python"]),
+                copied("steer-command", document["command"] or ""),
+                copy_button("steer-python", "Copy Python", title="Copy as notebook cell: Python that does the same"),
+                command,
+                html.Button(
+                    "Explore under it",
+                    id="steer-explore",
+                    type="button",
+                    className="bar-button",
+                    title="Attention of this prompt and text under the edit; saves the edit first",
+                ),
+            ],
+            className="run-actions",
+        ),
+    ]
+
+
+def _saving(name: str) -> html.Details:
+    inside = html.Div(
+        [
+            dmc.TextInput(id="steer-save-name", label="Save the edit in edits/ as", value=name, size="sm"),
+            dmc.Button("Save", id="steer-save", size="sm", variant="default"),
+            html.Div(id="steer-save-said", **{"aria-live": "polite"}),
+            dcc.Store(id="steer-refused"),
+        ],
+        className="menu-list prompt-save",
+    )
+    return html.Details([html.Summary("Save edit"), inside], className="menu")
+
+
+# -- callbacks -------------------------------------------------------------------------------------------------------
+
+
+def callbacks(app: Dash, desk: Desk) -> None:
+    """Register what the page does."""
+    prompt_callbacks(app, desk, "steer")
+    method_callbacks(app, desk, "steer")
+    figure_callbacks(app, sweep.FIGURE)
+    figure_callbacks(app, sweep_task.FIGURE)
+    _wanting(app, desk)
+    _working(app, desk)
+    _keeping(app, desk)
+    _address(app, desk)
+
+
+def _wanting(app: Dash, desk: Desk) -> None:
+    """Register the buttons, and the look at what they ask for before a job begins."""
+    app.clientside_callback(
+        ClientsideFunction("headscope_steer", "want"),
+        Output("steer-want", "data"),
+        Input("steer-go", "n_clicks"),
+        Input("steer-sweep-go", "n_clicks"),
+        Input("steer-task-go", "n_clicks"),
+        State("steer-recipe", "data"),
+        State("steer-method", "value"),
+        State("steer-fields", "data"),
+        State("steer-heads", "data"),
+        State("steer-before", "value"),
+        State("steer-sweep-field", "value"),
+        State("steer-sweep-values", "value"),
+        State("steer-target", "value"),
+        *(State(f"steer-task-{part}", "value") for part in ("task", "n", "split", "controls", "seed")),
+        State("steer-task-drift", "checked"),
+        prevent_initial_call=True,
+    )
+
+    @app.callback(
+        Output("steer-wrong", "data"),
+        *(Output(f"steer-ask-{kind}", "data") for kind in KINDS),
+        *(Output(f"steer-{kind}-error", "children", allow_duplicate=True) for kind in KINDS),
+        Input("steer-want", "data"),
+        prevent_initial_call=True,
+    )  # type: ignore[untyped-decorator]
+    def look(want: dict[str, Any] | None) -> Any:
+        if not want or want.get("kind") not in KINDS:
+            raise PreventUpdate
+        kind = str(want["kind"])
+        try:
+            found = faults(desk, want)
+        except HeadscopeError as error:
+            found = {GENERAL: str(error)}
+        except Exception as error:  # noqa: BLE001 - whatever it is, the page must go on and say so
+            found = {GENERAL: said(error)}
+        asks = [want if one == kind and not found else no_update for one in KINDS]
+        return found, *asks, *(_told(found) if one == kind else no_update for one in KINDS)
+
+
+def faults(desk: Desk, want: dict[str, Any]) -> dict[str, str]:
+    """Return what is wrong with what a page wants, by field.
+
+    Raises
+    ------
+    HeadscopeError
+        If it is no request at all.
+    """
+    kind, asked = want["kind"], Asked.read(want.get("asked"))
+    found = dict(method_asked.wrong(desk, asked, prompt=kind != "task"))
+    if kind == "task":
+        # The task's own region takes the place of those that were chosen.
+        found = {name: text for name, text in found.items() if name not in NEEDED}
+        Trial.read(want.get("trial") or {})
+    if kind != "texts" and (want.get("range") or {}).get("field"):
+        Range.read(want["range"])
+    elif kind == "sweep":
+        raise RequestError("This method has no number to vary: change its values and run it again.")
+    return found
+
+
+def _told(found: dict[str, str]) -> Any:
+    """Return what is said beside the button: what belongs to no field, or that fields say it."""
+    if not found:
+        return None
+    general = [text for name, text in found.items() if name in (GENERAL, "prompt")]
+    return notice(" ".join(general) if general else "Look at what is marked above.")
+
+
+def _working(app: Dash, desk: Desk) -> None:
+    """Register the jobs, and what shows their results."""
+
+    def register(kind: str, name: str, button: str, work: Any) -> None:
+        @app.callback(
+            Output(KINDS[kind], "data"),
+            Output(f"steer-{kind}-error", "children"),
+            Input(f"steer-ask-{kind}", "data"),
+            **job(name, button),
+        )  # type: ignore[untyped-decorator]
+        @told(1)
+        def run(set_progress: Any, want: dict[str, Any] | None) -> Any:
+            if not want:
+                raise PreventUpdate
+            made = work(Asked.read(want["asked"]), want, teller(set_progress))
+            signature = str(want.get("signature") or "")
+            steering.sign(desk, made, signature)
+            document = steering.found(desk, made)
+            if document is None:
+                raise RequestError("The result could not be kept: look whether the disk of the workspace is full.")
+            return answer(made, document, signature)
+
+        outputs = [Output("steer-head", "children")] if kind == "texts" else []
+
+        @app.callback(
+            Output(f"steer-{kind}-found", "children"), *outputs, Input(KINDS[kind], "data"), prevent_initial_call=True
+        )  # type: ignore[untyped-decorator]
+        def show(result: dict[str, Any] | None) -> Any:
+            made = _shown(desk, result, kind)
+            return (made, head(desk, result)) if outputs else made
+
+    register("texts", "steer-run", "steer-go", lambda asked, want, tell: steering.compare(desk, asked, tell))
+    register(
+        "sweep",
+        "steer-sweep-work",
+        "steer-sweep-go",
+        lambda asked, want, tell: steering_sweeps.sweep(desk, asked, Range.read(want["range"]), tell),
+    )
+    register(
+        "task",
+        "steer-task-work",
+        "steer-task-go",
+        lambda asked, want, tell: steering_sweeps.judge(
+            desk,
+            asked,
+            Range.read(want["range"]) if want["range"].get("field") else None,
+            Trial.read(want["trial"]),
+            tell,
+        ),
+    )
+
+    @app.callback(
+        Output("steer-sweep-box", "children"),
+        Input("steer-method", "value"),
+        Input("steer-fields", "data"),
+        State("steer-sweep-field", "value"),
+        State("steer-sweep-values", "value"),
+        prevent_initial_call=True,
+    )  # type: ignore[untyped-decorator]
+    def vary(method: str, fields: dict[str, Any] | None, field: str | None, values: str | None) -> Any:
+        file = ((fields or {}).get(method) or {}).get("file")
+        known = [one["value"] for one in sweep.choices(desk, method, file)]
+        if field in known or (field is None and not known):
+            raise PreventUpdate
+        return sweep.settings(desk, "steer", method, file, {})
+
+
+def _keeping(app: Dash, desk: Desk) -> None:
+    """Register what saves the edit, and what goes to Explore under it."""
+
+    @app.callback(
+        Output("steer-save-said", "children"),
+        Output("steer-refused", "data"),
+        Input("steer-save", "n_clicks"),
+        Input("steer-save-name", "n_submit"),
+        State("steer-save-name", "value"),
+        State("steer-texts", "data"),
+        State("steer-refused", "data"),
+        prevent_initial_call=True,
+    )  # type: ignore[untyped-decorator]
+    def save(clicks: Any, entered: Any, wanted: str | None, result: dict[str, Any] | None, refused: str | None) -> Any:
+        if not (clicks or entered) or not result:
+            raise PreventUpdate
+        wanted = (wanted or "").strip()
+        try:
+            file = steering.keep_edit(desk, result["name"], wanted, replace=wanted == refused)
+            address = steering.explored(desk, result["name"], file)
+        except RequestError as error:
+            # Asking for the same name again is the answer that it may be replaced.
+            return notice(str(error), kind="warning"), wanted
+        except Exception as error:  # noqa: BLE001 - whatever it is, the page must go on and say so
+            return notice(said(error)), None
+        link = dcc.Link("Explore under it", href=address)
+        return html.Div(["Saved as ", html.Code(file), ". ", link], className="notice notice-note", role="status"), None
+
+    @app.callback(
+        Output("steer-went", "data"),
+        Output("steer-texts-error", "children", allow_duplicate=True),
+        Input("steer-explore", "n_clicks"),
+        State("steer-texts", "data"),
+        prevent_initial_call=True,
+    )  # type: ignore[untyped-decorator]
+    @told(1)
+    def explore(clicks: Any, result: dict[str, Any] | None) -> Any:
+        if not clicks or not result:
+            raise PreventUpdate
+        document = steering.found(desk, result["name"], "texts")
+        if document is None:
+            raise RequestError("This run is not kept any more: run it again.")
+        file = steering.keep_edit(desk, result["name"], steering.default_name(document, result["name"]), replace=True)
+        return steering.explored(desk, result["name"], file)
+
+    app.clientside_callback(ClientsideFunction("headscope_steer", "go"), Input("steer-went", "data"))
+
+
+def _address(app: Dash, desk: Desk) -> None:
+    """Register what keeps the address, the tabs and the note on changed settings in step."""
+    app.clientside_callback(
+        ClientsideFunction("headscope_steer", "address"),
+        Output("steer-begun", "data"),
+        Input("steer-recipe", "data"),
+        Input("steer-method", "value"),
+        Input("steer-fields", "data"),
+        Input("steer-heads", "data"),
+        Input("steer-before", "value"),
+        Input("steer-tab", "value"),
+        Input("steer-sweep-field", "value"),
+        Input("steer-sweep-values", "value"),
+        Input("steer-target", "value"),
+        *(Input(f"steer-task-{part}", "value") for part in ("task", "n", "split", "controls", "seed")),
+        Input("steer-task-drift", "checked"),
+        *(Input(store, "data") for store in KINDS.values()),
+    )
+    app.clientside_callback(
+        ClientsideFunction("headscope_steer", "tab"),
+        Output("steer-numbers", "hidden"),
+        Output("steer-task-box", "hidden"),
+        Output("steer-target-box", "hidden"),
+        *(Output(f"steer-{kind}-panel", "hidden") for kind in KINDS),
+        Input("steer-tab", "value"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ClientsideFunction("headscope_steer", "to_texts"),
+        Output("steer-tab", "value"),
+        Input("steer-ask-texts", "data"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ClientsideFunction("headscope_steer", "fill"),
+        Output("steer-sweep-values", "value"),
+        Input("steer-range-fill", "n_clicks"),
+        *(State(f"steer-range-{part}", "value") for part in ("low", "high", "count", "scale")),
+        prevent_initial_call=True,
+    )
+
+
+PAGE = Page(
+    "/steer", "Steer", 3, "What a method does to a text, token by token, and how strong it should be", layout, callbacks
+)
