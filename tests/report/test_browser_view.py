@@ -359,6 +359,24 @@ def test_a_ranking_in_a_frame_sorts_finds_and_follows_the_map(make: Any, opened:
     assert values == sorted(values, reverse=True)
 
 
+@pytest.mark.parametrize("address", ["", "#head=0.3"], ids=["a head that is held", "one that is not"])
+def test_nothing_serious_is_in_the_way_of_anyone(address: str, make: Any, browser: Any, tmp_path: Path) -> None:
+    axe = Path(pytest.importorskip("axe_playwright_python.base").__file__).parent
+    script = next(axe.rglob("axe.min.js")).read_text(encoding="utf-8")
+    path = tmp_path / "view.html"
+    path.write_text(view_page(make_view("llama", 200), heads=[(1, 2)]), encoding="utf-8")
+    for scheme in ("light", "dark"):
+        for url in (f"{path.as_uri()}{address}", make().show().save(tmp_path / "heads.html").as_uri()):
+            context = browser.new_context(viewport={"width": 1140, "height": 640}, color_scheme=scheme, bypass_csp=True)
+            page = context.new_page()
+            page.goto(url)
+            page.wait_for_timeout(1000)
+            page.evaluate(script)
+            found = page.evaluate("axe.run()")["violations"]
+            assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+            context.close()
+
+
 def test_themes(opened: Any, tmp_path: Path) -> None:
     view = make_view("llama", 100)
     grounds = {}

@@ -224,9 +224,9 @@ def test_the_limit_holds_and_what_fits_is_the_best() -> None:
     layer, head = held[0]
     exact = np.stack([view.row(layer, head, query) for query in range(500)])
     assert np.abs(some.pattern(layer, head) - exact).max() < 1e-5
-    note = view_page(view, limit_mb=limit).split('<div class="file">')[1].split("</div>")[0]
+    note = view_page(view, limit_mb=limit).split('<footer class="file">')[1].split("</footer>")[0]
     assert f"Of 8 heads this file holds {len(held)} heads in full" in note
-    assert '<div class="file">' not in whole
+    assert "<footer" not in whole
 
 
 def test_heads_of_a_named_region_come_first() -> None:

@@ -28,6 +28,7 @@ _STYLE = """
 html, body { margin: 0; height: 100%; background: var(--panel); color: var(--ink); }
 #viewer { min-height: 560px; height: calc(100% - var(--note, 0px)); } :root:has(.file) { --note: 29px; }
 #viewer:has(.hs-two, .hs-one) { height: auto; }
+h1 { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }
 .file { padding: 5px 10px; border-top: 1px solid var(--line); color: var(--soft); background: var(--wash);
   font: 12px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 .file code { font: 11.5px ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; color: var(--ink); }
@@ -87,6 +88,7 @@ def view_page(
 <style>{colours}{assets.bundle("css")}{_STYLE}</style>
 </head>
 <body>
+<header><h1>{html.escape(clean(title))}</h1></header>
 <main id="viewer"><noscript>The viewer needs JavaScript.</noscript></main>
 {_note(found, again)}
 <script type="application/json" id="run">{common.safe_json(document)}</script>
@@ -115,7 +117,7 @@ def _note(found: Embedded, again: str) -> str:
         return ""
     call = html.escape(again.replace("{head}", "(layer, head)"))
     return (
-        f'<div class="file">Of {found.heads} heads this file holds {plural(len(found.held), "head")} in full, those '
+        f'<footer class="file">Of {found.heads} heads this file holds {plural(len(found.held), "head")} in full, those '
         f"with a dot; of the others statistics and small patterns. For more: <code>{call}</code> or a larger "
-        "<code>limit_mb</code>.</div>"
+        "<code>limit_mb</code>.</footer>"
     )

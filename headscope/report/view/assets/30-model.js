@@ -24,7 +24,7 @@
       this.grid = el("div", { class: "hs-grid", tabindex: "0", role: "application", "aria-label": "Layers by heads. Arrow keys choose a head." }, this.canvas);
       this.legend = el("canvas", { class: "hs-legend", role: "img", "aria-label": "Colour bar" });
       this.best = el("div", { class: "hs-best", role: "group", "aria-label": "Heads with the largest values" });
-      this.about = el("p", { class: "hs-about" });
+      this.about = el("p", { class: "hs-about", tabindex: "0" });
       this.body.append(this.grid, el("div", { class: "hs-under" }, this.legend, this.best, this.about));
       this.draw = parts.perFrame(() => this.paintAll());
       this.grid.addEventListener("pointermove", (event) => this.hover(event));

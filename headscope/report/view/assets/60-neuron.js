@@ -19,7 +19,7 @@
       });
       this.order.show("index");
       this.tools.append(this.order.element);
-      this.canvas = el("canvas", { role: "img" });
+      this.canvas = el("canvas", { role: "img", "aria-label": "No pair is chosen" });
       this.stage = el("div", { class: "hs-neurons" }, this.canvas);
       this.facts = el("dl", { class: "hs-facts" });
       this.note = el("p", { class: "hs-note", hidden: true });
