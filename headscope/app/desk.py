@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from headscope.app.jobs import ThreadManager, check
@@ -247,13 +247,4 @@ def _written(model: Any, prompt: Prompt, count: int, tell: Callable[[str, int, i
         return False
 
     trace = model.trace(prompt, max_new_tokens=count, stop=step)
-    pieces = (*prompt.pieces, *(str(model.tokenizer.decode([token])) for token in trace.tokens))
-    text, offsets = prompt.text, list(prompt.offsets)
-    for piece in pieces[len(prompt) :]:
-        offsets.append((len(text), len(text) + len(piece)))
-        text += piece
-    ids = (*prompt.ids, *trace.tokens)
-    # A name that prompts may not give: it is headscope's own.
-    own = {"generated": tuple(range(len(prompt), len(ids)))} if trace.tokens else {}
-    regions = prompt.regions | own
-    return replace(prompt, ids=ids, text=text, offsets=tuple(offsets), pieces=pieces, regions=regions)
+    return prompt.continued(trace.tokens, model.tokenizer)
