@@ -63,6 +63,7 @@ def compare(desk: Desk, asked: Asked, tell: Tell) -> str:
             "changed": made.changed,
             "notes": notes,
             "python": method_words.python(desk, asked, prompt, methods, model),
+            "cell": method_words.python(desk, asked, prompt, methods, model, cell=True),
             "command": command,
             "no_command": why,
             "seconds": time.monotonic() - began,

@@ -200,7 +200,8 @@ def _sweep_python(
             "found = hs.interventions.sweep_continuations(",
             *(textwrap.indent(f"{one},", "    ") for one in call),
             ")",
-            "found.table",
+            "print(found.table)",
+            "found.plot()",
             "",
         ]
     )

@@ -75,6 +75,12 @@ class Comparison:
     kl: float
     changed: bool
 
+    def _repr_html_(self) -> str:
+        """Return both texts side by side, as notebooks show them."""
+        from headscope.report.continuations import fragment
+
+        return fragment(self)
+
 
 def compare_continuations(
     model: Any,

@@ -11,6 +11,7 @@ from headscope.errors import RequestError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from headscope.attention.edits import Edit
     from headscope.interventions.base import Method
@@ -43,6 +44,12 @@ class Swept:
     field: str
     table: pd.DataFrame
     comparisons: tuple[Comparison, ...]
+
+    def plot(self) -> go.Figure:
+        """Return gains and the shift of the first token over the values, as a figure."""
+        from headscope.report.strength import continuation_curve
+
+        return continuation_curve(self.table, self.field)
 
 
 def strength(method: Method) -> tuple[str, float] | None:

@@ -82,8 +82,10 @@ window.dash_clientside = window.dash_clientside || {};
 
   const editor = () => window.headscopePrompt && window.headscopePrompt.get("steer");
 
-  function asked(recipe, method, fields, heads, before) {
-    const own = Object.entries((fields || {})[method] || {}).filter(([, value]) => !empty(value));
+  /** What is in force: of the fields, those that are not as the method has them by default. */
+  function asked(recipe, method, fields, heads, before, defaults) {
+    const usual = (defaults || {})[method] || {};
+    const own = Object.entries((fields || {})[method] || {}).filter(([name, value]) => !empty(value) && !same(value, usual[name]));
     const values = Object.fromEntries(own.sort(([a], [b]) => (a < b ? -1 : 1)));
     const { file, ...rest } = values;
     return { recipe, method, fields: rest, heads, file: file || null, before: before || null };
@@ -91,12 +93,12 @@ window.dash_clientside = window.dash_clientside || {};
 
   const signature = (what) => JSON.stringify([what.recipe, what.method, what.fields, what.heads, what.file, what.before]);
 
-  function want(_run, _sweep, _task, recipe, method, fields, heads, before, field, values, target, task, n, split, controls, seed, drift) {
+  function want(_run, _sweep, _task, recipe, method, fields, heads, before, field, values, target, task, n, split, controls, seed, drift, defaults) {
     const from = triggers()[0];
     if (!from || !context().triggered[0].value) return none();
     const kind = { "steer-go": "texts", "steer-sweep-go": "sweep", "steer-task-go": "task" }[from];
     // The text as it is now: what was typed a moment ago is not in the store yet.
-    const what = asked(editor()?.recipe() || recipe, method, fields, heads, before);
+    const what = asked(editor()?.recipe() || recipe, method, fields, heads, before, defaults);
     return {
       kind, asked: what, signature: signature(what), at: Date.now(),
       range: { field, values, target: kind === "sweep" ? target : "" },
@@ -129,8 +131,8 @@ window.dash_clientside = window.dash_clientside || {};
   const TASK = { task: "instruction", n: 24, split: "validation", controls: 0, seed: 0 };
   let writing = null;
 
-  function address(recipe, method, fields, heads, before, tab, field, values, target, task, n, split, controls, seed, drift, texts, swept, judged) {
-    const what = asked(recipe, method, fields, heads, before);
+  function address(recipe, method, fields, heads, before, tab, field, values, target, task, n, split, controls, seed, drift, texts, swept, judged, defaults) {
+    const what = asked(recipe, method, fields, heads, before, defaults);
     const stale = document.getElementById("steer-stale");
     if (stale) window.dash_clientside.set_props("steer-stale", { hidden: !texts || !texts.signature || !recipe || signature(what) === texts.signature });
     const query = new URLSearchParams();
@@ -182,7 +184,7 @@ window.dash_clientside = window.dash_clientside || {};
 
   function tab(value) {
     const shown = (kind) => value !== kind;
-    return [value === "texts", value !== "task", value !== "sweep", shown("texts"), shown("sweep"), shown("task")];
+    return [value === "texts", shown("texts"), shown("sweep"), shown("task")];
   }
 
   const to_texts = (ask) => (ask ? "texts" : none());
@@ -266,7 +268,7 @@ window.dash_clientside = window.dash_clientside || {};
   document.addEventListener("click", async (event) => {
     const button = event.target.closest?.("[data-copies]");
     if (!button || button.dataset.busy) return;
-    const text = document.getElementById(button.dataset.copies)?.textContent || "";
+    const text = button.dataset.copies ? document.getElementById(button.dataset.copies)?.textContent || "" : location.href;
     const before = button.textContent;
     button.dataset.busy = "yes";
     button.textContent = !text ? "Nothing to copy" : (await copy(text)) ? button.dataset.said : "Not allowed here";

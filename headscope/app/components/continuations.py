@@ -8,13 +8,14 @@ from typing import Any
 
 from dash import html
 
+from headscope.app.components.method_fields import MAIN, VALUED, about, fields_of, text_of
 from headscope.app.components.trouble import notice
+from headscope.interventions.registry import METHODS
+from headscope.report import continuations as report
+from headscope.report.continuations import SIDES
 from headscope.report.numbers import number, plural, signed
-from headscope.report.tokens import visible
 
-LEAST = 1.0
-"""Nats at which the colour of a difference is full, or more where a difference is larger: rounding stays pale."""
-SIDES = {"base": "Without the edit", "steered": "Under the edit"}
+_HINT = html.Span("Point at a token for its numbers; arrow keys move.", className="soft")
 
 
 def shown(document: dict[str, Any]) -> html.Div:
@@ -27,7 +28,7 @@ def shown(document: dict[str, Any]) -> html.Div:
             html.P(sentence(document), className="steer-sentence"),
             html.Div(sides, className="sides"),
             html.Div(
-                [_legend(scale), html.Div(id="steer-read", className="token-read", role="status")],
+                [_legend(scale), html.Div(_HINT, id="steer-read", className="token-read", role="status")],
                 className="token-line",
             ),
             _table(document),
@@ -38,12 +39,7 @@ def shown(document: dict[str, Any]) -> html.Div:
 
 def scale_of(document: dict[str, Any]) -> float:
     """Return how many nats the full colour stands for."""
-    every = [abs(b - a) for side in SIDES for a, b in _pairs(document[side])]
-    return max([LEAST, *(value for value in every if math.isfinite(value))])
-
-
-def _pairs(part: dict[str, Any]) -> list[tuple[float, float]]:
-    return list(zip(part["base"], part["steered"], strict=True))
+    return report.scale_of(*((document[side]["base"], document[side]["steered"]) for side in SIDES))
 
 
 def _notes(document: dict[str, Any]) -> list[Any]:
@@ -72,12 +68,16 @@ def sentence(document: dict[str, Any]) -> list[Any]:
     return [
         where,
         " Without the edit ",
-        html.Q(visible(base["tokens"][at])),
+        html.Q(_quoted(base["tokens"][at])),
         f" leads there by {_nats(before)}; under it ",
-        html.Q(visible(steered["tokens"][at])),
+        html.Q(_quoted(steered["tokens"][at])),
         f" leads by {_nats(after)}.",
         kl,
     ]
+
+
+def _quoted(token: str) -> str:
+    return report.shown(token).strip()
 
 
 def _nats(value: float) -> str:
@@ -86,11 +86,12 @@ def _nats(value: float) -> str:
 
 def _side(document: dict[str, Any], side: str, scale: float) -> html.Section:
     part, at = document[side], document["diverges"]
+    drawn = report.marks(part["tokens"], part["base"], part["steered"], at, scale)
     tokens: list[Any] = []
-    for step, (token, (base, steered)) in enumerate(zip(part["tokens"], _pairs(part), strict=True)):
+    for step, mark in enumerate(drawn):
         if step == at:
             tokens.append(_parting())
-        tokens += _token(token, step, side, base, steered, scale, at is not None and step < at)
+        tokens += _token(mark, step, side)
     if at is not None and at == len(part["tokens"]):
         tokens += [_parting(), html.Span("ends", className="soft")]
     if not tokens:
@@ -133,27 +134,25 @@ def _parting() -> html.Span:
     )
 
 
-def _token(token: str, step: int, side: str, base: float, steered: float, scale: float, common: bool) -> list[Any]:
-    share = max(-1.0, min(1.0, (steered - base) / scale)) if math.isfinite(steered - base) else 0.0
-    kind = "tok up" if share > 0 else "tok down" if share < 0 else "tok"
-    text = visible(token)
+def _token(mark: report.Mark, step: int, side: str) -> list[Any]:
+    kind = "tok up" if mark.share > 0 else "tok down" if mark.share < 0 else "tok"
     data: dict[str, Any] = {
         "data-step": step,
-        "data-base": f"{base:.4f}",
-        "data-steered": f"{steered:.4f}",
-        "aria-label": f"{text}: {spoken(base, steered)}",
+        "data-base": f"{mark.base:.4f}",
+        "data-steered": f"{mark.steered:.4f}",
+        "aria-label": f"{mark.text}: {spoken(mark.base, mark.steered)}",
     }
     made = html.Span(
-        text,
-        className=f"{kind} common" if common else kind,
+        mark.text,
+        className=f"{kind} common" if mark.common else kind,
         # One of them can be reached by Tab, the others by the arrow keys.
         tabIndex=0 if step == 0 else -1,
         role="img",
-        style={"--m": f"{abs(share):.3f}"},
+        style={"--m": f"{abs(mark.share):.3f}"},
         id=f"steer-{side}-{step}",
         **data,
     )
-    return [made, html.Br()] if token.endswith("\n") else [made]
+    return [made, html.Br()] if mark.ends else [made]
 
 
 def spoken(base: float, steered: float) -> str:
@@ -222,7 +221,7 @@ def _row(document: dict[str, Any], step: int) -> html.Tr:
             cells += [html.Td("", colSpan=4)]
             continue
         base, steered = part["base"][step], part["steered"][step]
-        cells += [html.Td(visible(part["tokens"][step]), className="token"), *_numbers(base, steered)]
+        cells += [html.Td(report.shown(part["tokens"][step]), className="token"), *_numbers(base, steered)]
     kind = "parts" if step == document["diverges"] else ""
     return html.Tr(cells, className=kind, **{"data-step": step})
 
@@ -243,19 +242,28 @@ def _sums(part: dict[str, Any]) -> list[html.Td]:
 
 
 def summary(methods: Sequence[dict[str, Any]], prompt_tokens: int) -> str:
-    """Return the methods of a comparison in a line."""
-    parts = []
-    for facts in methods:
-        facts = dict(facts)
-        heads = facts.pop("heads", None)
-        named = str(facts.pop("name", "edit"))
-        words = [] if heads is None else ["all heads" if heads == "all" else plural(len(heads), "head")]
-        words += [f"{key} {_short(value)}" for key, value in facts.items() if value not in (None, [], ())]
-        parts.append(" · ".join([named, *words]))
-    return " + ".join([*parts]) + f" · prompt of {prompt_tokens:,} tokens"
+    """Return the methods of a comparison in a line: heads, and what differs from the defaults or is about regions."""
+    told = [_method(dict(facts)) for facts in methods]
+    return f"{' + '.join(told)} · prompt of {prompt_tokens:,} tokens"
+
+
+def _method(facts: dict[str, Any]) -> str:
+    name, heads = str(facts.pop("name", "edit")), facts.pop("heads", None)
+    usual = {field.name: field.default for field in fields_of(name)} if name in VALUED else {}
+    words = [about(name).label if name in METHODS else name]
+    words += [f"{key} {_short(value)}" for key, value in facts.items() if _counts(key, value, usual)]
+    if heads:
+        words.append("all heads" if heads == "all" else plural(len(heads), "head"))
+    return " · ".join(words)
+
+
+def _counts(key: str, value: Any, usual: dict[str, str]) -> bool:
+    if value in (None, "", [], ()) or key == "active":
+        return False
+    return key in MAIN.values() or text_of(value) != usual.get(key)
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value[:6])) + (" …" if len(value) > 6 else "")
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ from dash import html
 
 
 def copy_button(target: str, label: str, *, title: str = "", said: str = "Copied") -> html.Button:
-    """Return a button that copies the text of the element called ``target``; see ``copied``.
+    """Return a button that copies the text of the element called ``target`` (see ``copied``), or else the address.
 
     Parameters
     ----------

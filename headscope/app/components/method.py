@@ -35,6 +35,7 @@ def method_form(desk: Desk, name: str, given: Mapping[str, Any]) -> html.Div:
     return html.Div(
         [
             dcc.Store(id=f"{name}-fields", data=kept),
+            dcc.Store(id=f"{name}-defaults", data={one: _defaults(one) for one in VALUED}),
             dcc.Store(id=f"{name}-wrong"),
             dmc.Select(
                 id=f"{name}-method",
@@ -134,6 +135,10 @@ def raw(method: str, fields: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
+def _defaults(method: str) -> dict[str, Any]:
+    return {field.name: value_of(field, field.default) for field in fields_of(method) if field.default}
+
+
 def value_of(field: Field, text: str) -> Any:
     """Return what a control shows for a text; a text that is no such value is shown as it is."""
     if field.kind in ("keys", "names"):
@@ -165,6 +170,7 @@ def _control(form: str, method: str, field: Field, value: Any) -> html.Div:
             position="right-start",
             events={"hover": True, "focus": True, "touch": False},
             openDelay=350,
+            boxWrapperProps={"w": "100%"},
             transitionProps={"duration": 0},
         ),
         className="method-field wide" if wide else "method-field",
@@ -199,14 +205,12 @@ def _input(field: Field, value: Any, common: dict[str, Any]) -> Any:
         )
     if field.kind == "region":
         return dmc.Select(**common, value=value, data=[], placeholder="Choose a region", clearable=True)
-    hints = {"numbers": field.placeholder or "all", "pairs": "layer.unit, such as 3.17, 4.1"}
-    empty = field.placeholder or (
-        "none" if field.kind == "numbers" and field.name != "layers" else hints.get(field.kind, "")
-    )
-    return dmc.TextInput(**common, value=value or "", placeholder=empty, debounce=300)
+    return dmc.TextInput(**common, value=value or "", placeholder=field.placeholder, debounce=300)
 
 
 def _prompting(field: Field) -> str:
+    if field.placeholder:
+        return field.placeholder
     if field.name in NEEDED:
         return "Choose regions, in any order" if field.kind == "names" else "Choose a region"
     return ""

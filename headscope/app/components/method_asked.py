@@ -151,6 +151,8 @@ def wrong(desk: Desk, asked: Asked, *, prompt: bool = True) -> dict[str, str]:
         if one.name not in values:
             if _needs(asked, one):
                 said[one.name] = _choose(one, regions)
+        elif one.name == "segments" and len(values[one.name]) < 2:
+            said[one.name] = "One segment has one order: choose two regions or more."
         elif prompt:
             given = values[one.name]
             names = [given] if isinstance(given, str) else [key for key in given if isinstance(key, str)]
@@ -174,9 +176,11 @@ def _needs(asked: Asked, one: Field) -> bool:
 
 
 def _choose(one: Field, regions: set[str]) -> str:
-    if regions:
+    if one.name == "segments" and len(regions) > 1:
+        return "Choose two regions or more, which follow each other without a gap."
+    if regions and one.name != "segments":
         return "Choose a region of the prompt."
-    what = "Segments" if one.name == "segments" else "A region"
+    what = "Two regions or more" if one.name == "segments" else "A region"
     return f"{what} must be marked in the prompt first: select text there, then “Mark selection”."
 
 

@@ -22,8 +22,30 @@ LEFT_OUT = ("heads", "values", "units", "active")
 RARE = ("stack", "seed")
 LEARNT = {"var": {"dimensions": "learnt from the model", "tau": "learnt with the dimensions"}}
 """Fields that are found out where they are left empty, whatever default the class has."""
+EMPTY = {
+    ("knockout", "layers"): "all",
+    ("act", "layers"): "all but 0, 1, last",
+    ("pai", "layers"): "all but 0 and 1",
+    ("var", "layers"): "all but 0 and 1",
+    ("ablation", "layers"): "none",
+    ("ablation", "mlps"): "none",
+    ("ablation", "neurons"): "none, or 3.17, 4.1",
+    ("ablation", "region"): "for mode mask",
+}
+"""What an empty control means."""
 NEEDED = ("region", "source", "segments")
 """Fields without which a method is about nothing."""
+
+MAIN = {
+    "pasta": "alpha",
+    "act": "beta",
+    "zerotuning": "gamma",
+    "spotlight": "psi",
+    "var": "keep_fraction",
+    "temperature": "temperature",
+    "pai": "alpha",
+}
+"""The number that each method is neutral by; ``tests/app/test_steer.py`` holds it against the methods."""
 
 TITLES = {
     "pasta": "PASTA: turn heads away from the rest of the prompt",
@@ -124,7 +146,7 @@ def _field(method: str, field: Any, kind: Any, about: str) -> Field:
     factory = field.default_factory() if field.default_factory is not MISSING else None
     default = "" if required(field) or learnt else text_of(factory if factory is not None else field.default)
     which, options = _kind(field.name, kind)
-    empty = learnt or ("all" if which == "numbers" and not default and method == "knockout" else "")
+    empty = learnt or EMPTY.get((method, field.name), "")
     return Field(field.name, which, about, default, options, empty, field.name in RARE)
 
 

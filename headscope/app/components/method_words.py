@@ -30,17 +30,28 @@ PROMPTS = ".app/steer"
 # -- Python ----------------------------------------------------------------------------------------------------------
 
 
-def python(desk: Desk, asked: Asked, prompt: Prompt, methods: Sequence[Any], model: Any) -> str:
-    """Return Python that loads the model, makes prompt and method, and compares both continuations."""
+def python(desk: Desk, asked: Asked, prompt: Prompt, methods: Sequence[Any], model: Any, *, cell: bool = False) -> str:
+    """Return Python that loads the model, makes prompt and method, and compares both continuations.
+
+    Parameters
+    ----------
+    cell
+        End in the comparison itself, which notebooks show, and print nothing.
+    """
     names, lines = method_lines(desk, asked, methods, model)
     call = [*names, f"max_new_tokens={asked.recipe.new_tokens}"]
+    shown = (
+        ["found"]
+        if cell
+        else ["for part in (found.base, found.steered):", "    print(f'{part.gain:+.2f} {part.text}')"]
+    )
     return "\n".join(
         [
             *opening(desk, asked),
             *prompt_lines(asked.recipe, Marked(prompt)),
             *lines,
             f"found = hs.interventions.compare_continuations(model, prompt, {', '.join(call)})",
-            "print(found.base.text, found.steered.text, found.steered.gain, sep='\\n---\\n')",
+            *shown,
             "",
         ]
     )

@@ -12,7 +12,7 @@ from dash import html
 
 from headscope.app.components.figure import figure
 from headscope.app.components.method_asked import edit_files
-from headscope.app.components.method_fields import VALUED, fields_of
+from headscope.app.components.method_fields import MAIN, VALUED, fields_of
 from headscope.app.components.trouble import notice
 from headscope.app.steering_sweeps import STRENGTH
 from headscope.errors import CheckpointError, DataError
@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from headscope.app.desk import Desk
 
 FIGURE = "steer-sweep-figure"
-
-MAIN = {
-    "pasta": "alpha",
-    "act": "beta",
-    "zerotuning": "gamma",
-    "spotlight": "psi",
-    "var": "keep_fraction",
-    "temperature": "temperature",
-    "pai": "alpha",
-}
-"""The number that each method is neutral by; ``tests/app/test_steer.py`` holds it against the methods."""
 
 
 def settings(desk: Desk, name: str, method: str, file: str | None, given: Mapping[str, Any]) -> html.Div:
@@ -180,8 +169,8 @@ def shown(document: dict[str, Any]) -> html.Div:
 
 def _table(field: str, rows: list[dict[str, Any]], document: dict[str, Any]) -> html.Div:
     target = "target_gain" in rows[0]
-    names = [field, "gain", "gain of base text", *(["target gain", "target log p"] if target else []), "KL"]
-    names += ["parts at", "tokens", "repetition", "text"]
+    names = [field, "gain", "base gain", *(["target gain", "target log p"] if target else []), "KL"]
+    names += ["parts at", "tokens", "repeats", "text"]
     head = html.Tr([html.Th(name, scope="col", className="" if name == "text" else "number") for name in names])
     base = html.Tr(
         [

@@ -9,7 +9,7 @@ from dash import ClientsideFunction, Input, Output, State, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 
 from headscope.app import steering, steering_sweeps
-from headscope.app.components import continuations, method_asked, sweep, sweep_task
+from headscope.app.components import continuations, method_asked, steer_examples, sweep, sweep_task
 from headscope.app.components.copy import copied, copy_button
 from headscope.app.components.figure import figure_callbacks
 from headscope.app.components.method import method_callbacks, method_form
@@ -37,8 +37,11 @@ KINDS = {"texts": "steer-texts", "sweep": "steer-swept", "task": "steer-judged"}
 
 def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
     """Return the page as the address says it: prompt (``run``), method and its values, tab, sweep, and results."""
+    example = str(query.pop("example", "") or "")
+    query = {**steer_examples.query(example), **query}
     given = method_asked.from_query(query)
-    fields, trouble = _prompt(desk, run, query)
+    fields, trouble = _prompt(desk, run)
+    fields |= steer_examples.fields(example)
     if fields.get("edit") and "method" not in query and not given["file"]:
         # A run under an edit goes on under it.
         given |= {"method": method_asked.SAVED, "file": fields["edit"]}
@@ -58,7 +61,8 @@ def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
                     html.Div(
                         [
                             trouble,
-                            prompt_form(desk, "steer", base=run or "", edits=False, **fields),
+                            # What the tab remembers gives way to an example, as to another run.
+                            prompt_form(desk, "steer", base=run or example, edits=False, **fields),
                             method_form(desk, "steer", given),
                         ],
                         className="steer-scroll",
@@ -91,7 +95,7 @@ def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
     )
 
 
-def _prompt(desk: Desk, run: str | None, query: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def _prompt(desk: Desk, run: str | None) -> tuple[dict[str, Any], Any]:
     """Return the fields of the prompt's form, and what went wrong with an address, if anything."""
     if not run:
         return {"new_tokens": NEW_TOKENS}, None
@@ -116,17 +120,12 @@ def answer(name: str, document: dict[str, Any], signature: str | None = None) ->
 def _main(desk: Desk, given: dict[str, Any], query: dict[str, Any], results: dict[str, Any], tab: str) -> list[Any]:
     texts, swept, judged = (results[kind] for kind in KINDS)
     numbers = html.Div(
-        [
-            html.Div(sweep.settings(desk, "steer", given["method"], given["file"], query), id="steer-sweep-box"),
-            html.Div(sweep_task.settings("steer", query), id="steer-task-box", hidden=tab != "task"),
-            html.Div(
-                sweep.target_box("steer", str(query.get("target") or "")), id="steer-target-box", hidden=tab != "sweep"
-            ),
-        ],
-        id="steer-numbers",
+        sweep.settings(desk, "steer", given["method"], given["file"], query),
+        id="steer-sweep-box",
         className="steer-numbers",
         hidden=tab == "texts",
     )
+    target, trial = sweep.target_box("steer", str(query.get("target") or "")), sweep_task.settings("steer", query)
     return [
         html.Div(head(desk, texts), id="steer-head", className="steer-head"),
         dmc.Tabs(
@@ -136,24 +135,19 @@ def _main(desk: Desk, given: dict[str, Any], query: dict[str, Any], results: dic
             className="steer-tabs",
         ),
         numbers,
-        _panel("texts", tab, _shown(desk, texts, "texts"), None),
-        _panel("sweep", tab, _shown(desk, swept, "sweep"), "Sweep"),
-        _panel("task", tab, _shown(desk, judged, "task"), "Measure"),
+        _panel("texts", tab, _shown(desk, texts, "texts")),
+        _panel("sweep", tab, _shown(desk, swept, "sweep"), target, "Sweep"),
+        _panel("task", tab, _shown(desk, judged, "task"), trial, "Measure"),
     ]
 
 
-def _panel(kind: str, tab: str, children: Any, button: str | None) -> html.Div:
+def _panel(kind: str, tab: str, children: Any, settings: Any = None, button: str = "") -> html.Div:
     start: list[Any] = []
-    if button is not None:
+    if button:
         start = [
-            html.Div(
-                [
-                    dmc.Button(button, id=f"steer-{kind}-go", size="xs"),
-                    working(f"steer-{kind}-work"),
-                    html.Div(id=f"steer-{kind}-error", **{"aria-live": "assertive"}),
-                ],
-                className="steer-start",
-            )
+            html.Div([settings, dmc.Button(button, id=f"steer-{kind}-go", size="xs")], className="steer-start"),
+            working(f"steer-{kind}-work"),
+            html.Div(id=f"steer-{kind}-error", **{"aria-live": "assertive"}),
         ]
     return html.Div(
         [*start, html.Div(children, id=f"steer-{kind}-found", className="steer-found")],
@@ -175,7 +169,8 @@ _EMPTY = {
 def _shown(desk: Desk, result: dict[str, Any] | None, kind: str) -> Any:
     document = steering.found(desk, result["name"], kind) if result else None
     if document is None:
-        return html.P(_EMPTY[kind], className="soft steer-empty")
+        text = html.P(_EMPTY[kind], className="soft steer-empty")
+        return [text, steer_examples.starters()] if kind == "texts" else text
     code = [] if kind == "texts" else [_code(kind, document)]
     made = {"texts": continuations.shown, "sweep": sweep.shown, "task": sweep_task.shown}[kind](document)
     return [*code, made]
@@ -197,28 +192,20 @@ def head(desk: Desk, result: dict[str, Any] | None) -> list[Any]:
     document = steering.found(desk, result["name"], "texts") if result else None
     if document is None:
         return [html.Div("Nothing has run yet.", className="soft steer-what")]
-    no_command = document["no_command"]
-    command = (
-        copy_button("steer-command", "Copy command", title="Copy the command line that does the same")
-        if document["command"]
-        else html.Button("Copy command", className="bar-button", type="button", disabled=True, title=no_command)
-    )
+    told = continuations.summary(document["methods"], document["prompt_tokens"])
     return [
         html.Div(
             [
                 html.Strong(document["asked"]["recipe"]["model"]),
-                html.Span(continuations.summary(document["methods"], document["prompt_tokens"]), className="run-text"),
-                html.Span("settings have changed since", id="steer-stale", className="steer-stale", hidden=True),
+                html.Span(told, className="run-text", title=told),
+                html.Span("settings changed", id="steer-stale", className="steer-stale", hidden=True),
             ],
             className="steer-what",
         ),
         html.Div(
             [
                 _saving(steering.default_name(document, result["name"] if result else "")),
-                copied("steer-python", document["python"]),
-                copied("steer-command", document["command"] or ""),
-                copy_button("steer-python", "Copy Python", title="Copy as notebook cell: Python that does the same"),
-                command,
+                _copying(document),
                 html.Button(
                     "Explore under it",
                     id="steer-explore",
@@ -230,6 +217,23 @@ def head(desk: Desk, result: dict[str, Any] | None) -> list[Any]:
             className="run-actions",
         ),
     ]
+
+
+def _copying(document: dict[str, Any]) -> html.Div:
+    texts = {"python": document["python"], "cell": document["cell"], "command": document["command"] or ""}
+    buttons = [
+        copy_button("steer-python", "Python", title="A script that does the same and prints both texts"),
+        copy_button("steer-cell", "Notebook cell", title="Python that makes this view in a notebook"),
+        copy_button("steer-command", "Command line", title="headscope steer … that does the same")
+        if document["command"]
+        else html.P(document["no_command"], className="small soft"),
+        copy_button("", "Link to this page", title="The address: prompt, settings and results"),
+    ]
+    kept = [copied(f"steer-{part}", text) for part, text in texts.items()]
+    menu = html.Details(
+        [html.Summary("Copy"), html.Div(buttons, className="menu-list steer-copies")], className="menu", role="group"
+    )
+    return html.Div([menu, *kept])
 
 
 def _saving(name: str) -> html.Details:
@@ -278,6 +282,7 @@ def _wanting(app: Dash, desk: Desk) -> None:
         State("steer-target", "value"),
         *(State(f"steer-task-{part}", "value") for part in ("task", "n", "split", "controls", "seed")),
         State("steer-task-drift", "checked"),
+        State("steer-defaults", "data"),
         prevent_initial_call=True,
     )
 
@@ -324,11 +329,10 @@ def faults(desk: Desk, want: dict[str, Any]) -> dict[str, str]:
 
 
 def _told(found: dict[str, str]) -> Any:
-    """Return what is said beside the button: what belongs to no field, or that fields say it."""
+    """Return what is said beside the button; fields may be out of sight."""
     if not found:
         return None
-    general = [text for name, text in found.items() if name in (GENERAL, "prompt")]
-    return notice(" ".join(general) if general else "Look at what is marked above.")
+    return notice(" ".join(text if name in (GENERAL, "prompt") else f"{name}: {text}" for name, text in found.items()))
 
 
 def _working(app: Dash, desk: Desk) -> None:
@@ -463,12 +467,11 @@ def _address(app: Dash, desk: Desk) -> None:
         *(Input(f"steer-task-{part}", "value") for part in ("task", "n", "split", "controls", "seed")),
         Input("steer-task-drift", "checked"),
         *(Input(store, "data") for store in KINDS.values()),
+        State("steer-defaults", "data"),
     )
     app.clientside_callback(
         ClientsideFunction("headscope_steer", "tab"),
-        Output("steer-numbers", "hidden"),
-        Output("steer-task-box", "hidden"),
-        Output("steer-target-box", "hidden"),
+        Output("steer-sweep-box", "hidden"),
         *(Output(f"steer-{kind}-panel", "hidden") for kind in KINDS),
         Input("steer-tab", "value"),
         prevent_initial_call=True,
