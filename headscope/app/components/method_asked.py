@@ -218,10 +218,11 @@ def _refused(asked: Asked, values: dict[str, Any]) -> dict[str, str]:
     method = find_method(asked.method)
     given = dict(values)
     if asked.method == "ablation":
-        given = {**given, "heads": ((0, 0),), "mode": "zero" if given.get("mode") in ("mean", "resample") else None}
-        given = {name: value for name, value in given.items() if value is not None}
-        if given.get("mode") != "mask" and not values.get("mode"):
-            given.pop("region", None)
+        given["heads"] = ((0, 0),)
+        if given.get("mode") in ("mean", "resample"):
+            given["mode"] = "zero"  # their values are collected in the model
+        if given.get("mode") != "mask":
+            given.pop("region", None)  # as the command line leaves it out
     elif takes_heads(asked.method):
         given["heads"] = "all"
     for name in LEARNT.get(asked.method, {}):

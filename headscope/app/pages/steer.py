@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NEW_TOKENS = 40
 TABS = {"texts": "Texts", "sweep": "Strength on this prompt", "task": "On a task"}
 KINDS = {"texts": "steer-texts", "sweep": "steer-swept", "task": "steer-judged"}
-"""What can be asked for, and the stores that hold the names of results."""
+"""What can be asked for, and the stores that hold the names of results; addresses have those without ``steer-``."""
 
 
 def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
@@ -46,7 +46,7 @@ def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
         # A run under an edit goes on under it.
         given |= {"method": method_asked.SAVED, "file": fields["edit"]}
     fields["edit"] = None
-    results = {kind: _result(desk, query.get(kind), kind) for kind in KINDS}
+    results = {kind: _result(desk, query.get(store.removeprefix("steer-")), kind) for kind, store in KINDS.items()}
     tab = query.get("tab") if query.get("tab") in TABS else "texts"
     return html.Div(
         [
@@ -191,7 +191,7 @@ def head(desk: Desk, result: dict[str, Any] | None) -> list[Any]:
     """Return the line above the results: what ran, and what can be done with it."""
     document = steering.found(desk, result["name"], "texts") if result else None
     if document is None:
-        return [html.Div("Nothing has run yet.", className="soft steer-what")]
+        return []
     told = continuations.summary(document["methods"], document["prompt_tokens"])
     return [
         html.Div(
