@@ -114,6 +114,7 @@ def sweep(desk: Desk, asked: Asked, wanted: Range, tell: Tell) -> str:
     name = asked.name(desk, "sweep", range=asdict(wanted))
     if steering.found(desk, name) is not None:
         return name
+    from headscope.commands.steered import described
     from headscope.interventions.strength import sweep_continuations
 
     began = time.monotonic()
@@ -139,6 +140,8 @@ def sweep(desk: Desk, asked: Asked, wanted: Range, tell: Tell) -> str:
         base = made.comparisons[0].base
         document = {
             "range": {**asdict(wanted), "field": field},
+            "methods": [described(one) for one in (*before, method)],
+            "prompt_tokens": len(prompt),
             "rows": _records(made.table),
             "base_text": base.text,
             "base_length": len(base.ids),
@@ -249,6 +252,7 @@ def judge(desk: Desk, asked: Asked, wanted: Range | None, trial: Trial, tell: Te
             "trial": asdict(trial),
             "range": None if wanted is None else {**asdict(wanted), "field": field},
             "values": dict(zip(variants, wanted.values, strict=True)) if wanted else {},
+            "neutral": _neutral(methods[-1], field),
             "methods": [described(method) for method in methods],
             "region": task.region,
             "notes": [*notes, *made.notes],
@@ -293,6 +297,15 @@ def _variants(methods: Sequence[Any], wanted: Range | None) -> tuple[str | None,
     return field, {f"{field}={value:g}": (*before, replace(method, **{field: value})) for value in wanted.values}
 
 
+def _neutral(method: Any, field: str | None) -> float | None:
+    """Return the value at which the field that is swept makes the method neutral; None if another field does."""
+    from headscope.interventions.base import Method
+    from headscope.interventions.strength import strength
+
+    main = strength(method) if isinstance(method, Method) else None
+    return main[1] if main is not None and main[0] == field else None
+
+
 def _write_report(made: Any, desk: Desk, file: str) -> None:
     from headscope.interventions.evaluation_page import write_page
 
@@ -310,16 +323,18 @@ def _judge_python(
         call = f"found = hs.interventions.evaluate(model, task, {made}, items=items, {', '.join(options)})"
     elif len(methods) > 1:
         rest = [*names[:-1], *([] if asked.valued else ["*edits[:-1]"])]
-        lines = [*lines, "from dataclasses import replace"]
+        lines = ["from dataclasses import replace", *lines]
         made = f"{{f'{field}={{x:g}}': [{', '.join(rest)}, replace({last}, {field}=x)] for x in {list(wanted.values)}}}"
         call = f"found = hs.interventions.evaluate(model, task, {made}, items=items, {', '.join(options)})"
     else:
         swept = f"model, task, {last}, {field!r}, {list(wanted.values)}, items=items"
         call = f"found = hs.interventions.sweep({swept}, {', '.join(options)})"
+    first, *rest = method_words.opening(desk, asked)
     return "\n".join(
         [
-            *method_words.opening(desk, asked),
+            first,
             "from headscope.commands.evaluate import task_items",
+            *rest,
             f"task, items = task_items({trial.task!r}, model, {trial.n}, {trial.seed}, {trial.split!r}, {{}})",
             *lines,
             call,

@@ -70,11 +70,13 @@ def task_curve(table: pd.DataFrame, field: str) -> go.Figure:
     base = table[table["kind"] == "base"].iloc[0]
     rows = _ordered(table[table["kind"] != "base"])
     figure = go.Figure()
+    shown = 0
     for column, (name, colour) in _SHARES.items():
         if column not in rows or not rows[column].notna().any():
             continue
         bounds = (f"{column}_low", f"{column}_high") if f"{column}_low" in rows else None
-        _line(figure, rows, column, name, LIGHT[colour], axis="y", bounds=bounds)
+        _line(figure, _beside(rows, shown), column, name, LIGHT[colour], axis="y", bounds=bounds)
+        shown += 1
         if base[column] == base[column]:
             figure.add_hline(
                 y=float(base[column]), line={"color": LIGHT[colour], "width": 1, "dash": "dot"}, opacity=0.7
@@ -82,6 +84,14 @@ def task_curve(table: pd.DataFrame, field: str) -> go.Figure:
     _x(figure, rows, field)
     figure.update_yaxes(title_text="share of items, 95 % interval", range=[-0.02, 1.02])
     return finish(figure, "", 330)
+
+
+def _beside(rows: pd.DataFrame, place: int) -> pd.DataFrame:
+    """Move values a little to the right, so that intervals of several lines stand beside each other."""
+    values = [float(value) for value in rows["value"]]
+    if logarithmic(values):
+        return rows.assign(value=[value * (max(values) / min(values)) ** (0.006 * place) for value in values])
+    return rows.assign(value=[value + 0.006 * place * (max(values) - min(values)) for value in values])
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:

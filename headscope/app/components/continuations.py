@@ -241,10 +241,11 @@ def _sums(part: dict[str, Any]) -> list[html.Td]:
     return [count, *_numbers(sum(part["base"]), sum(part["steered"]))]
 
 
-def summary(methods: Sequence[dict[str, Any]], prompt_tokens: int) -> str:
+def summary(methods: Sequence[dict[str, Any]], prompt_tokens: int | None, on: str = "") -> str:
     """Return the methods of a comparison in a line: heads, and what differs from the defaults or is about regions."""
-    told = [_method(dict(facts)) for facts in methods]
-    return f"{' + '.join(told)} · prompt of {prompt_tokens:,} tokens"
+    told = " + ".join(_method(dict(facts)) for facts in methods)
+    prompt = f"prompt of {prompt_tokens:,} tokens" if prompt_tokens is not None else ""
+    return " · ".join(part for part in (told, prompt, on) if part)
 
 
 def _method(facts: dict[str, Any]) -> str:

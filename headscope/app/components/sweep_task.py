@@ -64,7 +64,7 @@ def settings(name: str, given: Mapping[str, Any]) -> html.Div:
             whole("seed", "Seed", 0, 2**31 - 1, 0),
             dmc.Checkbox(
                 id=f"{name}-task-drift",
-                label="Drift on neutral text",
+                label="Drift",
                 checked=given.get("drift") != "no",
                 size="xs",
                 className="task-drift",
@@ -90,7 +90,8 @@ def rows(document: dict[str, Any]) -> pd.DataFrame:
         if neutral and calm:
             continue
         calm = calm or neutral
-        out.append({**row, "value": values.get(row["method"]), "neutral": neutral})
+        value = document.get("neutral") if neutral else values.get(row["method"])
+        out.append({**row, "value": value, "neutral": neutral})
     table = frame(out)
     return table.sort_values("value", kind="stable", na_position="first").reset_index(drop=True)
 
@@ -107,7 +108,7 @@ def shown(document: dict[str, Any]) -> html.Div:
     """Return an evaluation as ``headscope.app.steering_sweeps.judge`` keeps it."""
     trial = document["trial"]
     field = document["range"]["field"] if document["range"] else ""
-    caption = f"Over {field}. Dotted: the untouched model on the same items. {question(trial['task']).capitalize()}"
+    caption = f"Dotted: the untouched model on the same items. {question(trial['task']).capitalize()}"
     return html.Div(
         [
             figure(FIGURE, drawn(document), caption=caption, file="task", label=f"{trial['task']} over {field}"),

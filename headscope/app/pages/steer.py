@@ -177,12 +177,13 @@ def _shown(desk: Desk, result: dict[str, Any] | None, kind: str) -> Any:
 
 
 def _code(kind: str, document: dict[str, Any]) -> html.Div:
-    target = f"steer-{kind}-python"
+    """Return the line above a sweep: what was swept, and the button that copies the Python."""
+    target, trial = f"steer-{kind}-python", document.get("trial")
+    on = f"{trial['n']} {trial['split']} items of {trial['task']}" if trial else ""
+    told = continuations.summary(document["methods"], document.get("prompt_tokens"), on)
+    button = copy_button(target, "Copy as notebook cell", title="Python that does the same")
     return html.Div(
-        [
-            copied(target, document["python"]),
-            copy_button(target, "Copy as notebook cell", title="Python that does the same"),
-        ],
+        [html.Span(told, className="run-text", title=told), copied(target, document["python"]), button],
         className="steer-copy",
     )
 
