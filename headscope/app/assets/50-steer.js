@@ -132,6 +132,7 @@ window.dash_clientside = window.dash_clientside || {};
   let writing = null;
 
   function address(recipe, method, fields, heads, before, tab, field, values, target, task, n, split, controls, seed, drift, texts, swept, judged, defaults) {
+    if (resumed()) return none();
     const what = asked(recipe, method, fields, heads, before, defaults);
     const stale = document.getElementById("steer-stale");
     if (stale) window.dash_clientside.set_props("steer-stale", { hidden: !texts || !texts.signature || !recipe || signature(what) === texts.signature });
@@ -162,7 +163,7 @@ window.dash_clientside = window.dash_clientside || {};
     // Browsers limit how often an address may change.
     writing = setTimeout(() => {
       if (location.pathname !== PATH || !document.getElementById("steer-go")) return;
-      const text = query.toString().replaceAll("%2C", ",").replaceAll("%2F", "/").replaceAll("*", "*");
+      const text = query.toString().replaceAll("%2C", ",").replaceAll("%2F", "/");
       history.replaceState(history.state, "", `${PATH}?${text}`);
       try {
         sessionStorage.setItem(LAST, text);
@@ -171,6 +172,23 @@ window.dash_clientside = window.dash_clientside || {};
       }
     }, 200);
     return none();
+  }
+
+  /** Who comes without an address goes on where this tab was. */
+  function resumed() {
+    const button = document.getElementById("steer-go");
+    if (!button || button.dataset.begun) return false;
+    button.dataset.begun = "yes";
+    let last = null;
+    try {
+      last = sessionStorage.getItem(LAST);
+    } catch {
+      /* storage is off */
+    }
+    if (location.search || !last) return false;
+    history.replaceState(history.state, "", `${PATH}?${last}`);
+    window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
+    return true;
   }
 
   /** Go to a page without loading the application anew, as its own links do. */

@@ -157,16 +157,18 @@ def _token(mark: report.Mark, step: int, side: str) -> list[Any]:
 
 def spoken(base: float, steered: float) -> str:
     """Return a token's numbers in words."""
-    return f"log p {_fixed(base)} without, {_fixed(steered)} under the edit, {signed(f'{steered - base:+.2f}')} nats"
+    return f"log p {_fixed(base)} without, {_fixed(steered)} under the edit, {_fixed(steered - base, '+')} nats"
 
 
 def _gained(value: float) -> html.Strong:
     kind = "up" if value > 0.005 else "down" if value < -0.005 else ""
-    return html.Strong(signed(f"{value:+.2f}") if kind else "0", className=kind)
+    return html.Strong(_fixed(value, "+"), className=kind)
 
 
-def _fixed(value: float) -> str:
-    return signed(f"{value:.2f}") if math.isfinite(value) else "−∞"
+def _fixed(value: float, sign: str = "") -> str:
+    if not math.isfinite(value):
+        return "−∞" if value < 0 else "∞" if value > 0 else ""
+    return signed(f"{0.0 if abs(value) < 0.005 else value:{sign if abs(value) >= 0.005 else ''}.2f}")
 
 
 def _legend(scale: float) -> html.Div:
@@ -232,7 +234,7 @@ def _numbers(base: float, steered: float) -> list[html.Td]:
     return [
         html.Td(_fixed(base), className="number"),
         html.Td(_fixed(steered), className="number"),
-        html.Td(signed(f"{gain:+.2f}") if math.isfinite(gain) else "", className=kind),
+        html.Td(_fixed(gain, "+"), className=kind),
     ]
 
 
