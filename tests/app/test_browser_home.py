@@ -141,7 +141,7 @@ def test_recent_runs_open_and_are_removed_and_brought_back(page: Any, tiny: Any)
     for recipe in recipes:
         tiny.desk.look(recipe)
     open_home(page, tiny.url)
-    row = page.locator("tr", has_text="onerror")
+    row = page.locator("tr", has_text="127.0.0.1:9")
     assert nasty in row.inner_text()
     assert row.locator("time").inner_text() == "just now"
     row.get_by_role("button", name="Remove").click()
