@@ -336,8 +336,8 @@ def test_an_address_brings_everything_back(desk: Any, pasta: Asked) -> None:
     assert found["steer-draft"].data["fields"]["text"] == pasta.recipe.text
     assert found["steer-draft"].data["base"] == pasta.recipe.id
     assert found["steer-texts"].data["name"] == texts
-    assert not found["steer-sweep-panel"].hidden
-    assert found["steer-texts-panel"].hidden
+    assert found["steer-tab"].value == "sweep"
+    assert not found["steer-sweep-box"].hidden
     assert found["steer-sweep-values"].value == "0.3"
     assert found["steer-target"].value == "cojx"
     document = steering.found(desk, texts)
@@ -492,3 +492,12 @@ def test_one_neutral_row_stands_for_all(desk: Any) -> None:
     assert "A note." in said
     assert sweep_task.drawn(document) is not None
     assert sweep_task.drawn({**document, "range": None, "values": {}}) is None
+
+
+def test_no_two_parts_of_the_page_have_one_id(desk: Any, pasta: Asked) -> None:
+    name = steering.compare(desk, pasta, quiet)
+    page = steer.layout(desk, texts=name, method="lofit")
+    ids = [str(found.id) for found in page._traverse() if getattr(found, "id", None) is not None]
+    assert sorted(ids) == sorted(set(ids))
+    # The editor of the prompt makes more of them in the browser.
+    assert not {f"steer-{part}" for part in ("file", "text", "find", "mark", "mono", "status")} & set(ids)

@@ -14,12 +14,13 @@ window.dash_clientside = window.dash_clientside || {};
   // -- the form of a method ------------------------------------------------------------------------------------------
 
   /** The values of all forms, by method: a form that is left keeps its values. */
-  function keep(values, ids, known) {
-    if (!ids.length) return none();
+  function keep(values, ids, known, file) {
+    if (!ids.length) return [none(), none()];
     const made = { ...(known || {}) };
     const form = ids[0].form;
     made[form] = Object.fromEntries(ids.map((id, i) => [id.field, values[i] ?? null]));
-    return same(made, known) ? none() : made;
+    const chosen = made[form].file || null;
+    return [same(made, known) ? none() : made, chosen === (file || null) ? none() : chosen];
   }
 
   const REGIONS = new Set(["region", "source", "target", "segments", "token"]);
@@ -93,12 +94,20 @@ window.dash_clientside = window.dash_clientside || {};
 
   const signature = (what) => JSON.stringify([what.recipe, what.method, what.fields, what.heads, what.file, what.before]);
 
+  // What was typed a moment ago is not in the stores yet.
+  const typed = (id) => document.getElementById(id)?.value;
+  function now(recipe) {
+    const made = editor()?.recipe() || recipe;
+    const tokens = typed("steer-new");
+    return made && /^\d+$/.test(tokens || "") ? { ...made, new_tokens: Number(tokens) } : made;
+  }
+  const listed = (heads) => (heads && heads.kind === "typed" ? { ...heads, text: typed("steer-heads-text") ?? heads.text } : heads);
+
   function want(_run, _sweep, _task, recipe, method, fields, heads, before, field, values, target, task, n, split, controls, seed, drift, defaults) {
     const from = triggers()[0];
     if (!from || !context().triggered[0].value) return none();
     const kind = { "steer-go": "texts", "steer-sweep-go": "sweep", "steer-task-go": "task" }[from];
-    // The text as it is now: what was typed a moment ago is not in the store yet.
-    const what = asked(editor()?.recipe() || recipe, method, fields, heads, before, defaults);
+    const what = asked(now(recipe), method, fields, listed(heads), before, defaults);
     return {
       kind, asked: what, signature: signature(what), at: Date.now(),
       range: { field, values, target: kind === "sweep" ? target : "" },
@@ -200,11 +209,7 @@ window.dash_clientside = window.dash_clientside || {};
     return none();
   }
 
-  function tab(value) {
-    const shown = (kind) => value !== kind;
-    return [value === "texts", shown("texts"), shown("sweep"), shown("task")];
-  }
-
+  const tab = (value) => value === "texts";
   const to_texts = (ask) => (ask ? "texts" : none());
 
   // -- one token -----------------------------------------------------------------------------------------------------

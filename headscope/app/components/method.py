@@ -27,8 +27,9 @@ ANY = {"part": "method-field", "form": ALL, "field": ALL}
 def method_form(desk: Desk, name: str, given: Mapping[str, Any]) -> html.Div:
     """Return the form; ``given`` is what an address says, see ``method_asked.from_query``.
 
-    The stores ``NAME-fields`` (values by method, as the controls hold them) and ``NAME-heads``, and the values of
-    ``NAME-method``, ``NAME-file`` and ``NAME-before`` hold what is chosen; ``NAME-wrong`` takes messages by field.
+    The stores ``NAME-fields`` (values by method, as the controls hold them), ``NAME-heads`` and ``NAME-edit-file`` (of
+    the form that is open), and the values of ``NAME-method`` and ``NAME-before`` hold what is chosen; ``NAME-wrong``
+    takes messages by field.
     """
     method = str(given["method"])
     kept = {method: raw(method, given["fields"])} if method in VALUED else {}
@@ -37,6 +38,7 @@ def method_form(desk: Desk, name: str, given: Mapping[str, Any]) -> html.Div:
             dcc.Store(id=f"{name}-fields", data=kept),
             dcc.Store(id=f"{name}-defaults", data={one: _defaults(one) for one in VALUED}),
             dcc.Store(id=f"{name}-wrong"),
+            dcc.Store(id=f"{name}-edit-file", data=given.get("file")),
             dmc.Select(
                 id=f"{name}-method",
                 label="Method",
@@ -186,7 +188,6 @@ def _input(field: Field, value: Any, common: dict[str, Any]) -> Any:
             step=field.step,
             min=0,
             allowDecimal=field.kind == "number",
-            debounce=250,
         )
     if field.kind == "choice":
         options = [{"value": one, "label": one} for one in field.options]
@@ -205,7 +206,7 @@ def _input(field: Field, value: Any, common: dict[str, Any]) -> Any:
         )
     if field.kind == "region":
         return dmc.Select(**common, value=value, data=[], placeholder="Choose a region", clearable=True)
-    return dmc.TextInput(**common, value=value or "", placeholder=field.placeholder, debounce=300)
+    return dmc.TextInput(**common, value=value or "", placeholder=field.placeholder)
 
 
 def _prompting(field: Field) -> str:
@@ -299,9 +300,11 @@ def method_callbacks(app: Dash, desk: Desk, name: str) -> None:
     app.clientside_callback(
         ClientsideFunction("headscope_steer", "keep"),
         Output(f"{name}-fields", "data"),
+        Output(f"{name}-edit-file", "data"),
         Input(ANY, "value"),
         State(ANY, "id"),
         State(f"{name}-fields", "data"),
+        State(f"{name}-edit-file", "data"),
         prevent_initial_call=True,
     )
     app.clientside_callback(

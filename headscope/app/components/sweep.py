@@ -53,7 +53,6 @@ def settings(desk: Desk, name: str, method: str, file: str | None, given: Mappin
                 label="Values, separated by commas",
                 value=values,
                 size="xs",
-                debounce=300,
                 className="sweep-values",
             ),
             _ranges(name),
@@ -80,6 +79,7 @@ def _ranges(name: str) -> html.Details:
                 data=[{"value": "log", "label": "even factors"}, {"value": "linear", "label": "even differences"}],
                 allowDeselect=False,
                 size="xs",
+                comboboxProps={"withinPortal": False},  # a click outside the menu would close it
             ),
             dmc.Button("Fill in", id=f"{name}-range-fill", size="xs", variant="default"),
         ],
@@ -96,7 +96,6 @@ def target_box(name: str, value: str) -> dmc.TextInput:
         placeholder="such as “ La vie”, with the space before it",
         value=value,
         size="xs",
-        debounce=300,
         className="sweep-target",
     )
 

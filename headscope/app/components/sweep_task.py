@@ -38,7 +38,6 @@ def settings(name: str, given: Mapping[str, Any]) -> html.Div:
             allowDecimal=False,
             allowNegative=False,
             size="xs",
-            debounce=250,
         )
 
     return html.Div(

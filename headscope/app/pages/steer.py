@@ -53,7 +53,7 @@ def layout(desk: Desk, run: str | None = None, **query: Any) -> html.Div:
             *(dcc.Store(id=store, data=results[kind]) for kind, store in KINDS.items()),
             *(
                 dcc.Store(id=f"steer-{part}")
-                for part in ("want", "ask-texts", "ask-sweep", "ask-task", "begun", "went")
+                for part in ("want", "ask-texts", "ask-sweep", "ask-task", "addressed", "went")
             ),
             html.H1("Steer", className="unseen"),
             html.Aside(
@@ -129,19 +129,22 @@ def _main(desk: Desk, given: dict[str, Any], query: dict[str, Any], results: dic
     return [
         html.Div(head(desk, texts), id="steer-head", className="steer-head"),
         dmc.Tabs(
-            dmc.TabsList([dmc.TabsTab(label, value=name) for name, label in TABS.items()]),
+            [
+                dmc.TabsList([dmc.TabsTab(label, value=name) for name, label in TABS.items()]),
+                numbers,
+                _panel("texts", _shown(desk, texts, "texts")),
+                _panel("sweep", _shown(desk, swept, "sweep"), target, "Sweep"),
+                _panel("task", _shown(desk, judged, "task"), trial, "Measure"),
+            ],
             id="steer-tab",
             value=tab,
+            keepMounted=True,
             className="steer-tabs",
         ),
-        numbers,
-        _panel("texts", tab, _shown(desk, texts, "texts")),
-        _panel("sweep", tab, _shown(desk, swept, "sweep"), target, "Sweep"),
-        _panel("task", tab, _shown(desk, judged, "task"), trial, "Measure"),
     ]
 
 
-def _panel(kind: str, tab: str, children: Any, settings: Any = None, button: str = "") -> html.Div:
+def _panel(kind: str, children: Any, settings: Any = None, button: str = "") -> dmc.TabsPanel:
     start: list[Any] = []
     if button:
         start = [
@@ -149,12 +152,8 @@ def _panel(kind: str, tab: str, children: Any, settings: Any = None, button: str
             working(f"steer-{kind}-work"),
             html.Div(id=f"steer-{kind}-error", **{"aria-live": "assertive"}),
         ]
-    return html.Div(
-        [*start, html.Div(children, id=f"steer-{kind}-found", className="steer-found")],
-        id=f"steer-{kind}-panel",
-        className="steer-panel",
-        hidden=kind != tab,
-    )
+    found = html.Div(children, id=f"steer-{kind}-found", className="steer-found")
+    return dmc.TabsPanel([*start, found], value=kind, className="steer-panel")
 
 
 _EMPTY = {
@@ -202,6 +201,7 @@ def head(desk: Desk, result: dict[str, Any] | None) -> list[Any]:
                 html.Span("settings changed", id="steer-stale", className="steer-stale", hidden=True),
             ],
             className="steer-what",
+            **{"data-result": result["name"] if result else ""},
         ),
         html.Div(
             [
@@ -240,9 +240,9 @@ def _copying(document: dict[str, Any]) -> html.Div:
 def _saving(name: str) -> html.Details:
     inside = html.Div(
         [
-            dmc.TextInput(id="steer-save-name", label="Save the edit in edits/ as", value=name, size="sm"),
-            dmc.Button("Save", id="steer-save", size="sm", variant="default"),
-            html.Div(id="steer-save-said", **{"aria-live": "polite"}),
+            dmc.TextInput(id="steer-keep-name", label="Save the edit in edits/ as", value=name, size="sm"),
+            dmc.Button("Save", id="steer-keep", size="sm", variant="default"),
+            html.Div(id="steer-keep-said", **{"aria-live": "polite"}),
             dcc.Store(id="steer-refused"),
         ],
         className="menu-list prompt-save",
@@ -390,13 +390,11 @@ def _working(app: Dash, desk: Desk) -> None:
     @app.callback(
         Output("steer-sweep-box", "children"),
         Input("steer-method", "value"),
-        Input("steer-fields", "data"),
+        Input("steer-edit-file", "data"),
         State("steer-sweep-field", "value"),
-        State("steer-sweep-values", "value"),
         prevent_initial_call=True,
     )  # type: ignore[untyped-decorator]
-    def vary(method: str, fields: dict[str, Any] | None, field: str | None, values: str | None) -> Any:
-        file = ((fields or {}).get(method) or {}).get("file")
+    def vary(method: str, file: str | None, field: str | None) -> Any:
         known = [one["value"] for one in sweep.choices(desk, method, file)]
         if field in known or (field is None and not known):
             raise PreventUpdate
@@ -407,11 +405,11 @@ def _keeping(app: Dash, desk: Desk) -> None:
     """Register what saves the edit, and what goes to Explore under it."""
 
     @app.callback(
-        Output("steer-save-said", "children"),
+        Output("steer-keep-said", "children"),
         Output("steer-refused", "data"),
-        Input("steer-save", "n_clicks"),
-        Input("steer-save-name", "n_submit"),
-        State("steer-save-name", "value"),
+        Input("steer-keep", "n_clicks"),
+        Input("steer-keep-name", "n_submit"),
+        State("steer-keep-name", "value"),
         State("steer-texts", "data"),
         State("steer-refused", "data"),
         prevent_initial_call=True,
@@ -455,7 +453,7 @@ def _address(app: Dash, desk: Desk) -> None:
     """Register what keeps the address, the tabs and the note on changed settings in step."""
     app.clientside_callback(
         ClientsideFunction("headscope_steer", "address"),
-        Output("steer-begun", "data"),
+        Output("steer-addressed", "data"),
         Input("steer-recipe", "data"),
         Input("steer-method", "value"),
         Input("steer-fields", "data"),
@@ -473,7 +471,6 @@ def _address(app: Dash, desk: Desk) -> None:
     app.clientside_callback(
         ClientsideFunction("headscope_steer", "tab"),
         Output("steer-sweep-box", "hidden"),
-        *(Output(f"steer-{kind}-panel", "hidden") for kind in KINDS),
         Input("steer-tab", "value"),
         prevent_initial_call=True,
     )
