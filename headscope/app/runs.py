@@ -112,8 +112,14 @@ class Recipe:
         return made.with_regions(covering(made.text, made.offsets, moved)) if moved else made
 
     def save(self, workspace: Workspace, length: int | None = None) -> None:
-        """Remember the recipe, so that its view can be made again after a restart; ``length`` is what came of it."""
+        """Remember the recipe, so that its view can be made again after a restart.
+
+        ``length`` is what came of it; what is known of that stays where none is given.
+        """
         path = workspace.path(f"{RECIPES}/{self.id}.json")
+        if length is None:
+            with contextlib.suppress(RequestError):
+                length = self._saved(workspace, self.id)[1]
         write_text(path, json.dumps({**asdict(self), "length": length}, indent=1, ensure_ascii=False))
         for old in recipe_files(workspace)[RECIPES_KEPT:]:
             old.unlink(missing_ok=True)

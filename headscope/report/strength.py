@@ -54,7 +54,7 @@ def continuation_curve(table: pd.DataFrame, field: str) -> go.Figure:
         xaxis={"anchor": "y2"},
         hovermode="x unified",
     )
-    return finish(figure, "", 360)
+    return _under_legend(finish(figure, "", 374))
 
 
 def task_curve(table: pd.DataFrame, field: str) -> go.Figure:
@@ -83,7 +83,13 @@ def task_curve(table: pd.DataFrame, field: str) -> go.Figure:
             )
     _x(figure, rows, field)
     figure.update_yaxes(title_text="share of items, 95 % interval", range=[-0.02, 1.02])
-    return finish(figure, "", 330)
+    return _under_legend(finish(figure, "", 344))
+
+
+def _under_legend(figure: go.Figure) -> go.Figure:
+    """Leave a line between legend and plot: there the neutral value is named."""
+    figure.update_layout(legend_y=1.0, legend_yref="container", legend_yanchor="top", margin_t=50)
+    return figure
 
 
 def _beside(rows: pd.DataFrame, place: int) -> pd.DataFrame:

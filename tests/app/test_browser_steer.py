@@ -139,6 +139,27 @@ def test_who_goes_away_comes_back_to_what_was_there(page: Any, tiny: Any) -> Non
     expect(page.locator("#steer-text")).to_have_value(TEXT)
 
 
+def test_two_tabs_do_not_mix(page: Any, tiny: Any) -> None:
+    prepared(page, tiny)
+    field(page, "psi").fill("0.6")
+    other = page.context.new_page()
+    prepared(other, tiny, "?method=knockout")
+    page.bring_to_front()
+    first = run(page)
+    other.bring_to_front()
+    second = run(other)
+    assert first != second
+    seen = texts(page), texts(other)
+    for one in (page, other):
+        one.wait_for_timeout(500)
+        one.reload()
+        expect(one.locator(".tokens").first).to_be_visible()
+    assert (texts(page), texts(other)) == seen
+    assert (query(page)["method"], query(other)["method"]) == ("spotlight", "knockout")
+    assert (query(page)["texts"], query(other)["texts"]) == (first, second)
+    expect(field(page, "psi")).to_have_value("0.6")
+
+
 def test_what_is_wrong_is_said_at_its_field_until_it_is_changed(page: Any, tiny: Any) -> None:
     open_page(page, tiny, "?method=pasta")
     page.click("#steer-go")
@@ -157,7 +178,11 @@ def test_what_is_wrong_is_said_at_its_field_until_it_is_changed(page: Any, tiny:
     expect(error).to_have_count(0)
     page.fill("#steer-new", "3")
     page.locator("#steer-heads-kind").get_by_text("Listed").click()
+    page.fill("#steer-heads-text", "nine")
+    page.click("#steer-go")
+    expect(page.locator(".method-wrong")).to_contain_text("'nine' is no head")
     page.fill("#steer-heads-text", "99.1")
+    expect(page.locator(".method-wrong")).to_be_empty()
     page.click("#steer-go")
     expect(page.locator("#steer-texts-error")).to_contain_text("99", timeout=RUN)
     page.fill("#steer-heads-text", "3.1, 4.*")
@@ -302,6 +327,12 @@ def test_a_method_is_measured_on_a_task_stopped_and_gone_on_with(page: Any, serv
     page.click("#steer-task-go")
     said = page.locator("#steer-task-work-said")
     expect(said).to_contain_text("At each value", timeout=RUN)
+    # The pointer is still on the button: one that rests must look like it, and be read.
+    look = "(one) => { const style = getComputedStyle(one); return [style.backgroundColor, style.color]; }"
+    at_rest = page.eval_on_selector("#steer-task-go", look)
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(300)
+    assert page.eval_on_selector("#steer-task-go", look) == at_rest
     page.click("#steer-task-work-cancel")
     expect(page.locator("#steer-task-go")).to_be_enabled(timeout=RUN)
     assert "judged" not in query(page)
@@ -370,4 +401,6 @@ def test_nothing_sticks_out_on_other_screens(
     prepared(page, tiny)
     run(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Where all is one column the result has come into sight.
+    expect(page.locator(".tokens").first).to_be_in_viewport()
     shoot(page, f"steer-{width}")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import headscope as hs
-from headscope.app.runs import RECIPES, RECIPES_KEPT, Gone, Recipe, RunCache, forget, recipe_files
+from headscope.app.runs import RECIPES, RECIPES_KEPT, Gone, Recipe, RunCache, forget, recent, recipe_files
 from headscope.app.workspace import Workspace
 from headscope.errors import PromptError, RequestError
 
@@ -64,6 +64,17 @@ def test_a_recipe_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert Recipe.load(workspace, FULL.id) == FULL
     assert Recipe.load(workspace, FULL.id).id == FULL.id
     assert workspace.files(".json") == []  # nobody else's list is cluttered by them
+
+
+def test_the_length_that_is_known_stays_when_a_recipe_is_saved_without(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    FULL.save(workspace)
+    assert [one.length for one in recent(workspace, 5)] == [None]
+    FULL.save(workspace, 31)
+    FULL.save(workspace)  # as a page does that runs no view of it
+    assert [one.length for one in recent(workspace, 5)] == [31]
+    FULL.save(workspace, 32)
+    assert [one.length for one in recent(workspace, 5)] == [32]
 
 
 @given(

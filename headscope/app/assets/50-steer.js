@@ -65,12 +65,13 @@ window.dash_clientside = window.dash_clientside || {};
   }
 
   /** Messages stand at their fields until the field is changed. */
-  function wrong(found, _values, ids) {
+  function wrong(found, _values, _heads, ids) {
     const all = found || {};
     if (triggers().some((id) => id === "steer-wrong")) {
       wrong.now = { ...all };
     } else {
-      for (const id of triggers().filter((one) => one.startsWith("{"))) delete (wrong.now || {})[JSON.parse(id).field];
+      const changed = triggers().map((one) => (one.startsWith("{") ? JSON.parse(one).field : one.replace("steer-", "")));
+      for (const one of changed) delete (wrong.now || {})[one];
     }
     const now = wrong.now || {};
     return [ids.map((id) => now[id.field] || null), now.heads || ""];
@@ -188,6 +189,7 @@ window.dash_clientside = window.dash_clientside || {};
     const button = document.getElementById("steer-go");
     if (!button || button.dataset.begun) return false;
     button.dataset.begun = "yes";
+    wrong.now = {}; // of a page that was left
     let last = null;
     try {
       last = sessionStorage.getItem(LAST);
@@ -210,6 +212,12 @@ window.dash_clientside = window.dash_clientside || {};
   }
 
   const tab = (value) => value === "texts";
+  /** Where everything stands in one column, a result comes into sight when it is there. */
+  function arrived() {
+    if (matchMedia("(max-width: 1060px)").matches) document.getElementById("steer-head")?.scrollIntoView({ block: "start" });
+    return undefined;
+  }
+
   const to_texts = (ask) => (ask ? "texts" : none());
 
   // -- one token -----------------------------------------------------------------------------------------------------
@@ -302,6 +310,6 @@ window.dash_clientside = window.dash_clientside || {};
   });
 
   Object.assign(window.dash_clientside, {
-    headscope_steer: { keep, regions, wrong, heads_kind, want, fill, address, go, tab, to_texts },
+    headscope_steer: { keep, regions, wrong, heads_kind, want, fill, address, go, tab, to_texts, arrived },
   });
 })();

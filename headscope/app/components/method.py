@@ -323,6 +323,7 @@ def method_callbacks(app: Dash, desk: Desk, name: str) -> None:
         Output(f"{name}-heads-wrong", "children"),
         Input(f"{name}-wrong", "data"),
         Input(ANY, "value"),
+        Input(f"{name}-heads", "data"),
         State(ANY, "id"),
         prevent_initial_call=True,
     )

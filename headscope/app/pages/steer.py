@@ -480,6 +480,8 @@ def _address(app: Dash, desk: Desk) -> None:
         Input("steer-ask-texts", "data"),
         prevent_initial_call=True,
     )
+    # A callback without an output is not called when the page begins.
+    app.clientside_callback(ClientsideFunction("headscope_steer", "arrived"), Input("steer-texts-found", "children"))
     app.clientside_callback(
         ClientsideFunction("headscope_steer", "fill"),
         Output("steer-sweep-values", "value"),
