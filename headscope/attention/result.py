@@ -112,6 +112,12 @@ def label(
     return Stat(values, dims=tuple(dims), coords=coords, name=name)
 
 
+class MissingError(RequestError, KeyError):
+    """A run holds nothing of that name; as a ``KeyError``, so that ``in`` and ``get`` work as in any mapping."""
+
+    __str__ = Exception.__str__
+
+
 class Run(Mapping[str, Stat]):
     """Results of one forward pass: ``run["entropy"]``.
 
@@ -168,8 +174,8 @@ class Run(Mapping[str, Stat]):
     def __getitem__(self, key: str) -> Stat:
         if key not in self._stats:
             if key in self.qk:
-                raise RequestError(f"{key!r} holds queries and keys, not an array: use run.qk[{key!r}].tile(…).")
-            raise RequestError(f"This run captured no {key!r}.{nearest(key, self._stats)}")
+                raise MissingError(f"{key!r} holds queries and keys, not an array: use run.qk[{key!r}].tile(…).")
+            raise MissingError(f"This run captured no {key!r}.{nearest(key, self._stats)}")
         return self._stats[key]
 
     def __iter__(self) -> Iterator[str]:

@@ -19,6 +19,7 @@ from headscope.attention.edits import AttentionEdit, Edit, KnockOut, LogitEdit, 
 from headscope.attention.edits.call import Call
 from headscope.attention.plan import PLANNERS, Needs
 from headscope.attention.sites import Site, Sites
+from headscope.attention.tiles import bare
 from headscope.errors import RequestError, UnsupportedError
 from headscope.kernels import reference
 from headscope.kernels.dispatch import compute, step
@@ -335,7 +336,7 @@ class Session:
                 collector.put(site.layer, suffix, value, blank if per_query else None)
         for collector in members:
             if isinstance(collector.request, ask.QK):
-                self.stored.setdefault(collector.request.key, {})[site.layer] = replace(inp, v=inp.v[..., :0])
+                self.stored.setdefault(collector.request.key, {})[site.layer] = bare(inp)
         return stats.out
 
     # -- around the attention function -------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class QKStore:
     """
 
     def __init__(self, layers: dict[int, AttentionInputs]) -> None:
-        self._layers = {layer: _bare(inp) for layer, inp in layers.items()}
+        self._layers = {layer: bare(inp) for layer, inp in layers.items()}
         self._lse: dict[_Slot, Tensor] = {}
 
     @property
@@ -206,7 +206,7 @@ class QKStore:
         return _head(inp, head, batch)
 
 
-def _bare(inp: AttentionInputs) -> AttentionInputs:
+def bare(inp: AttentionInputs) -> AttentionInputs:
     """Return a call without its values: a slice of them would hold them all."""
     q, k = (x.detach() for x in (inp.q, inp.k))
     if q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr():  # with the values, in one projection

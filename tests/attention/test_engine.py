@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from headscope.attention import requests as ask
+from headscope.attention import session
 from headscope.attention.edits import HeadEdit, KnockOut
 from headscope.attention.engine import NAME
 from headscope.errors import MemoryBudgetError, PromptError, RequestError, UnsupportedError, WeightsError
@@ -343,6 +346,31 @@ def test_stored_queries_and_keys_give_exact_tiles(models, family):
         assert abs(pooled[1, 1] - (block.mean() if reduce == "mean" else block.max())) < 1e-6
     with pytest.raises(RequestError, match="outside"):
         store.tile(0, 0, rows=range(size[0] + 3))
+
+
+def test_values_are_let_go_of_while_the_model_runs(models, monkeypatch):
+    held = []
+    keep = session.bare
+
+    def kept(inp):
+        held.append((weakref.ref(inp.v.untyped_storage()), keep(inp)))
+        return held[-1][1]
+
+    model = models("llama")
+    monkeypatch.setattr(session, "bare", kept)
+    model.run(random_inputs(model.hf, length=19), [ask.QK()])
+    assert len(held) == model.spec.n_layers
+    assert all(inp.v.untyped_storage().nbytes() == 0 and values() is None for values, inp in held)
+
+
+def test_a_run_knows_what_it_holds(models):
+    model = models("llama")
+    run = model.run(random_inputs(model.hf), [ask.Entropy()])
+    assert "entropy" in run
+    assert "mass" not in run
+    assert run.get("mass") is None
+    with pytest.raises(RequestError, match="Did you mean 'entropy'"):
+        run["entrop"]
 
 
 def test_the_remaining_requests_by_brute_force(models):
