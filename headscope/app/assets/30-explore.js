@@ -82,9 +82,7 @@
     watched.meta = async () => {
       const meta = await base.meta();
       heads = meta.heads;
-      // Mass on a region is small where the region is: its colours end at the largest there is, not at one.
-      const own = meta.stats.map((one) => (one.name.startsWith("mass:") ? { ...one, high: null } : one));
-      return { ...meta, regions: ordered(meta.regions, recipe), stats: [...own, ...stats, ...sets] };
+      return { ...meta, regions: ordered(meta.regions, recipe), stats: [...meta.stats, ...stats, ...sets] };
     };
     // A head set is a map of ones, which needs no server.
     const stat = watched.stat;

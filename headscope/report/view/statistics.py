@@ -35,7 +35,7 @@ class Statistic:
     name, label, unit
         What it is called.
     low, high
-        Ends of its scale.
+        Ends of its scale; no ``high`` if its scale ends at the largest value there is.
     about
         What it is, in a sentence.
     values
@@ -46,7 +46,7 @@ class Statistic:
     label: str
     unit: str
     low: float
-    high: float
+    high: float | None
     about: str
     values: Floats
 
@@ -73,12 +73,12 @@ def statistics(run: Run, layers: Sequence[LayerSpec], length: int, distances: Fl
     def grid(stat: Stat) -> Floats:
         return on_grid(stat, len(layers), wide)
 
-    def share(name: str, label: str, about: str, values: Floats) -> None:
-        found.append(Statistic(name, label, _SHARE, 0.0, 1.0, about, values))
+    def share(name: str, label: str, about: str, values: Floats, high: float | None = 1.0) -> None:
+        found.append(Statistic(name, label, _SHARE, 0.0, high, about, values))
 
     def whole(key: str) -> Any:
         """Return a stat of the one prompt if it is of all its queries."""
-        stat = run[key].isel(batch=0) if key in list(run) and run[key].sizes.get("batch") == 1 else None
+        stat = run[key].isel(batch=0) if key in run and run[key].sizes.get("batch") == 1 else None
         return stat if stat is not None and stat.sizes.get("query", length) == length else None
 
     if (mass := whole("mass")) is not None:
@@ -88,7 +88,8 @@ def statistics(run: Run, layers: Sequence[LayerSpec], length: int, distances: Fl
             if region == "bos":
                 share("sink", "Sink", f"Attention to the first token. {_MEAN}", values)
             else:
-                share(f"mass:{region}", f"Mass on {region}", f"Attention to the region {region}. {_MEAN}", values)
+                # Mass on a region is small where the region is.
+                share(f"mass:{region}", f"Mass on {region}", f"Attention to the region {region}. {_MEAN}", values, None)
     if (entropy := whole("entropy")) is not None:
         values = grid(entropy.mean("query"))
         about = f"Entropy of a row: 0 where it attends to one token. {_MEAN}"
@@ -122,7 +123,7 @@ def statistics(run: Run, layers: Sequence[LayerSpec], length: int, distances: Fl
 
 def of_heads(run: Run, key: str) -> Iterator[tuple[int, int, Floats]]:
     """Yield (layer, head, values) of a capture of one prompt by layers and heads, or by pairs of them; none if not."""
-    if key not in list(run) or run[key].sizes.get("batch") != 1:
+    if key not in run or run[key].sizes.get("batch") != 1:
         return
     stat = run[key].isel(batch=0)
     if "pair" in stat.dims:
