@@ -19,6 +19,7 @@ from headscope.app.components import ranking_compare, ranking_details, ranking_s
 from headscope.app.components.ranking_cell import cell
 from headscope.app.components.ranking_files import Ranking, rankings, read
 from headscope.app.components.ranking_form import FIELDS, form
+from headscope.app.components.ranking_list import listing
 from headscope.app.components.ranking_sets_tab import source
 from headscope.app.components.ranking_table import pairs
 from headscope.app.components.ranking_upload import receive
@@ -36,7 +37,7 @@ from headscope.app.components.ranking_work import (
     workload,
 )
 from headscope.app.jobs import Cancelled
-from headscope.app.pages.rank import layout, listing
+from headscope.app.pages.rank import layout
 from headscope.commands.ranking import Plan
 from headscope.errors import CheckpointError, DataError, HeadscopeError, ModelError, RequestError
 from headscope.probes.head_sets import HeadSet

@@ -266,7 +266,11 @@ def model_row(found: at_hand.AtHand, *, begin: bool = False) -> html.Tr:
 
 def _files(desk: Desk) -> html.Div:
     ranked = [
-        _file(f"/rank?file={quote(one.file)}", one.label, f"{one.model} · {plural(one.selected, 'head')} selected")
+        _file(
+            f"/rank?file={quote(one.file)}",
+            f"{one.probe} · {one.label}",
+            f"{one.model} · {plural(one.selected, 'head')} selected",
+        )
         for one in rankings(desk)
     ]
     sets = [_file(f"/rank?tab=sets&set={quote(file)}", name) for file, name in head_sets(desk).items()]
