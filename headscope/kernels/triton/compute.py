@@ -27,8 +27,6 @@ def refusal(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -
         return "float64 is computed by the row sweep"
     if not 16 <= max(inp.q.shape[-1], inp.v.shape[-1]) <= 256:
         return f"heads of {inp.q.shape[-1]} are outside 16 to 256"
-    if wants.project is not None and not wants.indicator:
-        return "per-key vectors other than zeros and ones go through the row sweep or a pass of their own"
     if queries is not None and (wants.received or wants.groups is not None or wants.pooled_max is not None):
         return "column sums and overviews of some rows only"
     if min(inp.tq, inp.tk) == 0:
@@ -55,7 +53,11 @@ def compute(inp: AttentionInputs, wants: Wants, queries: Tensor | None = None) -
     weighing = given = None
     if changed:
         given, weighing = _weighing(plain, changed, positions)
-    found = _forward(plain, wants, positions, None if given is None else _finite(given), weighing)
+    normaliser = None if given is None else _finite(given)
+    vectors = None if wants.indicator else wants.project
+    found = _forward(plain, wants if vectors is None else replace(wants, project=None), positions, normaliser, weighing)
+    if vectors is not None:
+        found.sums = _weighted(plain, vectors, positions, normaliser, weighing)
     lse = found.lse if given is None else given
     stats.out, stats.entropy, stats.project = found.out, found.entropy, found.sums
     stats.lse = lse if wants.lse else None
@@ -157,6 +159,20 @@ def _forward(
             if value is not None:
                 setattr(found, name, value.reshape(inp.batch, inp.heads, 1, *value.shape[3:]))
     return found
+
+
+def _weighted(
+    inp: AttentionInputs, x: Tensor, positions: Tensor | None, given: Tensor | None, weighing: Weighing | None
+) -> Tensor:
+    """Return attention @ x for any per-key vectors (B, Tk, C): they go through as values, in single precision."""
+    q, k, heads = inp.q.float(), inp.k.float(), inp.kv_heads
+    parts = []
+    for piece in x.float().split(_CHANNELS, dim=-1):
+        values = piece[:, None].expand(-1, heads, -1, -1).contiguous()
+        part = _forward(replace(inp, q=q, k=k, v=values), Wants(out=True), positions, given, weighing).out
+        assert part is not None
+        parts.append(part)
+    return torch.cat(parts, dim=-1)
 
 
 def _weighing(inp: AttentionInputs, changed: list[Reweight], positions: Tensor | None) -> tuple[Tensor, Weighing]:
