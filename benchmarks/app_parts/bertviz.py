@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from playwright.sync_api import Error, TimeoutError  # noqa: A004
+
 from benchmarks.app_parts.browser import chromium, largest_renderer, told
 
 LIBRARIES = {"require": "require.min.js", "d3": "d3.min.js", "jquery": "jquery.min.js"}
@@ -36,7 +38,7 @@ def measure(view: str, length: int, ids: list[int], libraries: Path, folder: Pat
     try:
         found: dict[str, Any] = inbox.recv()
     except EOFError:
-        found = {"failed": "its process was ended for want of memory"}
+        found = {"failed": "its process was killed"}
     process.join()
     found |= {"tool": f"BertViz {view} view", "tokens": length}
     return found if "failed" in found else found | _load(view, page, libraries)
@@ -65,7 +67,7 @@ def _make(view: str, ids: list[int], page: Path, memory: int, outbox: Any) -> No
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         outbox.send({"make_s": time.perf_counter() - start, "page_bytes": page.stat().st_size, "server_bytes": peak})
     except Exception as error:  # noqa: BLE001 - whatever stops it is what is reported
-        outbox.send({"failed": told(error) or type(error).__name__})
+        outbox.send({"failed": told(error)})
 
 
 def _load(view: str, path: Path, libraries: Path) -> dict[str, Any]:
@@ -84,8 +86,10 @@ def _load(view: str, path: Path, libraries: Path) -> dict[str, Any]:
         try:
             page.goto(path.resolve().as_uri(), timeout=PATIENCE * 1000)
             page.wait_for_function(DRAWN[view], timeout=PATIENCE * 1000)
-        except Exception as error:  # noqa: BLE001
-            return {"failed": crashed[0] if crashed else told(error), "load_s": time.perf_counter() - start}
+        except TimeoutError:
+            return {"failed": crashed[0] if crashed else f"not drawn after {PATIENCE} s"}
+        except Error as error:
+            return {"failed": crashed[0] if crashed else told(error)}
         return {
             "load_s": time.perf_counter() - start,
             "renderer_bytes": largest_renderer(),

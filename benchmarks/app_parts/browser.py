@@ -57,5 +57,6 @@ def summary(values: list[float]) -> dict[str, float | int]:
 
 
 def told(error: Any) -> str:
-    """Return the first line of what went wrong."""
-    return str(error).strip().splitlines()[0][:200]
+    """Return the first line of what went wrong, or its kind if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
