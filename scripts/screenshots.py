@@ -29,6 +29,9 @@ PATIENCE = 900_000
 READY = "[data-panel={}][data-state=ready]"
 RANK = ("retrieval", "sinks", "induction", "--n", "24", "--lengths", "256,512", "--length", "256", "--no-verify")
 
+RANKED = ("home", "rank", "compare")
+"""Pictures that take rankings."""
+
 INSTRUCTION = "Answer in French."
 LETTER = f"What is the colour of the sky on a clear day, and why? {INSTRUCTION}"
 
@@ -41,7 +44,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name) / "runs"
-        runs = prepare(workspace, rank=any("rank".startswith(w) or w.startswith(("rank", "home")) for w in wanted))
+        runs = prepare(workspace, rank=any(title.startswith(w) for w in wanted for title in RANKED))
         with start(workspace) as server, sync_playwright() as play:
             browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             for title, (scheme, size, walk) in PICTURES.items():
@@ -109,17 +112,44 @@ def explored(run: str, query: str) -> Callable[[Page, str, dict[str, str]], None
 
 
 def rank(page: Page, url: str, runs: dict[str, str]) -> None:
-    """Open the newest ranking."""
-    page.goto(f"{url}/rank")
+    """Open the retrieval heads and pick three."""
+    page.goto(f"{url}/rank?heads=18.6,23.2,17.3")
+    page.click(".ranking-item:has-text('retrieval')")
     page.wait_for_selector(".ag-row")
 
 
+def compare(page: Page, url: str, runs: dict[str, str]) -> None:
+    """Put the three rankings beside each other."""
+    page.goto(f"{url}/rank")
+    page.wait_for_selector(".ranking-item")
+    files = page.eval_on_selector_all(".ranking-item", "(all) => all.map((one) => one.title)")
+    page.goto(f"{url}/rank?file={files[0]}&with={','.join(files[1:])}&tab=compare")
+    page.wait_for_selector("#rank-compared .js-plotly-plot")
+
+
+def steer(page: Page, url: str, runs: dict[str, str]) -> None:
+    """Run the first example."""
+    page.goto(f"{url}/steer?example=instruction")
+    page.click("#steer-go")
+    page.wait_for_selector(".tokens")
+
+
+def sweep(page: Page, url: str, runs: dict[str, str]) -> None:
+    """Sweep the strength of an example on its prompt."""
+    page.goto(f"{url}/steer?example=sink&tab=sweep")
+    page.click("#steer-sweep-go")
+    page.wait_for_selector("#steer-swept-found .js-plotly-plot, .js-plotly-plot")
+
+
 PICTURES: dict[str, tuple[Any, tuple[int, int], Callable[[Page, str, dict[str, str]], None]]] = {
-    "home": ("light", (1280, 800), home),
     "prompt": ("light", (1280, 800), prompt),
     "explore": ("light", (1280, 800), explored("tour", "head=18.6")),
     "explore-dark": ("dark", (1920, 1080), explored("whole", "head=18.6")),
     "rank": ("light", (1280, 800), rank),
+    "compare": ("light", (1280, 800), compare),
+    "steer": ("light", (1280, 800), steer),
+    "sweep": ("dark", (1280, 800), sweep),
+    "home": ("light", (1280, 800), home),
 }
 
 if __name__ == "__main__":

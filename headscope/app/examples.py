@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from headscope.errors import DataError, RequestError
 
 Region: TypeAlias = tuple[str, int, int]
+"""Name, first character, and the one behind the last."""
 Fields: TypeAlias = dict[str, Any]
 
 ANSWER_ROOM = 64
@@ -40,7 +41,7 @@ class Example:
     lengths: tuple[int | None, ...] = ()
 
 
-def _pieces(*parts: str | tuple[str, str]) -> tuple[str, list[Region]]:
+def pieces(*parts: str | tuple[str, str]) -> tuple[str, list[Region]]:
     """Join texts and (region, text) pairs."""
     text, regions = "", []
     for part in parts:
@@ -52,7 +53,7 @@ def _pieces(*parts: str | tuple[str, str]) -> tuple[str, list[Region]]:
 
 
 def _fields(*parts: str | tuple[str, str], **others: Any) -> Fields:
-    text, regions = _pieces(*parts)
+    text, regions = pieces(*parts)
     plain: Fields = {"chat": False, "system": None, "new_tokens": 0, "edit": None}
     return {**plain, **others, "text": text, "regions": [list(region) for region in regions]}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dash import dcc, html
 
-Region = tuple[str, int, int]
+from headscope.app.examples import Region, pieces
 
 SENTENCES = 38
 """About 750 tokens of prose: SmolLM2-135M no longer does what stands before them."""
@@ -42,25 +42,15 @@ class Example:
     chat: bool = False
 
 
-def _joined(*pieces: str | tuple[str, str]) -> tuple[str, list[Region]]:
-    text, regions = "", []
-    for piece in pieces:
-        name, words = piece if isinstance(piece, tuple) else (None, piece)
-        if name is not None:
-            regions.append((name, len(text), len(text) + len(words)))
-        text += words
-    return text, regions
-
-
 def _letter() -> tuple[str, list[Region]]:
     from headscope.data.prose import sentences
 
     prose = "".join(islice(sentences(Random("pasta")), SENTENCES)).strip()
-    return _joined(("instruction", "Answer in French."), f"\n\n{prose}\n\n", ("question", "What is bread made of?"))
+    return pieces(("instruction", "Answer in French."), f"\n\n{prose}\n\n", ("question", "What is bread made of?"))
 
 
 def _fact() -> tuple[str, list[Region]]:
-    return _joined(
+    return pieces(
         ("fact", "The code of the lighthouse is 7421."),
         " The baker sells bread in the morning. The boat to the island leaves at noon.\n"
         "Question: What is the code of the lighthouse?\nAnswer: The code of the lighthouse is",
@@ -68,7 +58,7 @@ def _fact() -> tuple[str, list[Region]]:
 
 
 def _segments() -> tuple[str, list[Region]]:
-    return _joined(
+    return pieces(
         "Read these notes.\n",
         ("first", "Anna keeps the red key in the kitchen.\n"),
         ("second", "Boris keeps the blue key in the garden.\n"),
