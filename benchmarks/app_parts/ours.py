@@ -40,7 +40,9 @@ HOVER = """async ([x, y]) => {
   const start = performance.now();
   stage.dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: y, bubbles: true, pointerType: "mouse" }));
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-  return performance.now() - start;
+  const took = performance.now() - start;
+  if (!Headscope.parts.active.head.debug().under) throw new Error("nothing is pointed at");
+  return took;
 }"""
 
 
@@ -87,7 +89,7 @@ def _until_ready(page: Page, url: str) -> float:
 
 
 def _hover(page: Page) -> dict[str, float | int]:
-    box = page.locator("[data-panel=head] canvas").last.bounding_box()
+    box = page.locator("[data-panel=head] .hs-stage").bounding_box()
     assert box is not None
     chance = random.Random(0)
     points = [
