@@ -180,11 +180,12 @@ def _ranking(file: str | None) -> Step:
 
 def _steering(run: str) -> Step:
     return Step(
-        f"/steer?run={run}",
+        f"/steer?run={run}&method=knockout&set.source=needle",
         "Change it",
-        "Does it matter? Here the same prompt runs under a method that changes attention, such as PASTA on the marked "
-        "sentence, beside the model as it is. Each token shows how its probability moved. Sweep the strength, and keep "
-        "the edit as a file, with the Python that does the same.",
+        "Does it matter? KnockOut hides the marked sentence from all that follows: press Run, and read what the model "
+        "writes without it, beside what it wrote. Each token shows how its probability moved. Other methods have a "
+        "strength to sweep; any edit can be kept as a file, with the Python that does the same.",
+        "#steer-go",
     )
 
 

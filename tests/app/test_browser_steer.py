@@ -266,8 +266,20 @@ def test_an_edit_is_saved_opened_again_and_explored_under(page: Any, tiny: Any) 
     expect(page.locator("#explore-view .hs-viewer")).to_have_attribute("data-state", "ready", timeout=RUN)
     expect(page.locator("#explore-what")).to_contain_text("under edits/saved")
     # And back, under it.
+    explored = query(page)["run"]
     page.click("#explore-steer")
     expect(page.locator("#steer-method")).to_have_value("A saved edit")
+    page.wait_for_timeout(500)
+    assert query(page)["run"] == explored
+    assert query(page)["edit"].startswith("edits/saved")
+    expect(page.locator("#steer-text")).to_have_value(TEXT)
+    # By the link of the home page, which says nothing but the file.
+    prepared(page, tiny, "?edit=edits/from%20the%20browser.json")
+    expect(page.locator("#steer-method")).to_have_value("A saved edit")
+    page.wait_for_timeout(500)
+    assert query(page)["edit"] == "edits/from the browser.json"
+    run(page)
+    assert texts(page) == before
 
 
 def test_python_command_and_link_are_copied(new_page: Callable[..., Any], tiny: Any) -> None:

@@ -227,7 +227,7 @@
       // A form that has not begun yet will be filled with what the tab remembers, if that belongs to this run.
       if (editor?.begun) editor.fill(data.by === "run" && editor.base !== data.run ? data.recipe : null, data.run);
       element("line").dataset.run = data.run;
-      element("steer").href = `/steer?run=${data.run}`;
+      set("steer", { href: `/steer?run=${data.run}` });
       remember(data.run);
       fold(true);
       set("again", { data: Date.now() });

@@ -32,7 +32,7 @@ def method_form(desk: Desk, name: str, given: Mapping[str, Any]) -> html.Div:
     takes messages by field.
     """
     method = str(given["method"])
-    kept = {method: raw(method, given["fields"])} if method in VALUED else {}
+    kept = {method: raw(method, given["fields"]) if method in VALUED else {"file": given.get("file")}}
     return html.Div(
         [
             dcc.Store(id=f"{name}-fields", data=kept),
