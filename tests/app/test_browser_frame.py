@@ -97,3 +97,20 @@ def test_a_page_that_is_not_there_says_so(page: Any, tiny: Any) -> None:
     page.get_by_text("404").first.wait_for()
     page.get_by_role("navigation").get_by_role("link", name="Home").click()
     page.get_by_role("button", name="Take the tour").wait_for()
+
+
+def test_the_keyboard_skips_the_navigation_and_loses_nothing(page: Any, tiny: Any) -> None:
+    recipe = Recipe(tiny.model, TEXT)
+    tiny.desk.look(recipe)
+    page.goto(f"{tiny.url}explore?run={recipe.id}&head=3.2&q=9")
+    viewer(page).wait_for()
+    page.evaluate("() => { document.querySelector('.hs-viewer').kept = true; }")
+    page.wait_for_timeout(500)
+    address = page.url
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => document.activeElement.id") == "content"
+    page.wait_for_timeout(500)
+    assert page.url == address
+    assert page.evaluate("() => document.querySelector('.hs-viewer').kept")

@@ -14,6 +14,7 @@ import pytest
 from headscope.app import steering, steering_sweeps
 from headscope.app.components import continuations, method_asked, steer_examples, sweep, sweep_task
 from headscope.app.components.method_asked import SAVED, Asked
+from headscope.app.components.method_fields import VALUED
 from headscope.app.jobs import Cancelled
 from headscope.app.pages import steer
 from headscope.app.runs import Recipe
@@ -23,7 +24,8 @@ from headscope.interventions import PASTA, compare_continuations
 from headscope.interventions.store import load, save
 from headscope.report.continuations import fragment
 from tests.app.test_explore import parts, words
-from tests.app.test_method_form import asked
+from tests.app.test_method_form import asked, recipe
+from tests.interventions.methods import CASES
 
 quiet = lambda *said: None  # noqa: E731
 
@@ -152,6 +154,30 @@ def test_an_edit_is_saved_opened_stacked_and_explored(desk: Any, pasta: Asked) -
     space: dict[str, Any] = {}
     exec(kept["cell"], space)
     assert list(space["found"].steered.steered) == kept["steered"]["steered"]
+
+
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.method not in VALUED])
+def test_trained_edits_run_sweep_and_are_told_in_python(case: str, desk: Any, tmp_path: Any) -> None:
+    file = f"edits/{case}.json"
+    with desk.model(desk.settings.model) as model:
+        save(desk.workspace.path(file), CASES[case].make(model, tmp_path), model=model)
+    prompt = recipe(desk, regions=(("span", 4, 8), ("next", 9, 12)))
+    wanted = Asked.read({"recipe": prompt.__dict__, "method": CASES[case].method, "file": file})
+    assert method_asked.wrong(desk, wanted) == {}
+    found = steering.found(desk, steering.compare(desk, wanted, quiet))
+    assert found is not None
+    base, steered = (np.array(found["steered"][state]) for state in ("base", "steered"))
+    assert np.abs(base - steered).max() > 1e-3
+    exec(found["cell"], space := {})
+    assert list(space["found"].steered.steered) == found["steered"]["steered"]
+    sweep_it = lambda: steering_sweeps.sweep(desk, wanted, Range(steering_sweeps.STRENGTH, (0.5,)), quiet)  # noqa: E731
+    if case in ("LoFiT", "SAE"):
+        with pytest.raises(RequestError, match="no strength that is a number"):
+            sweep_it()
+    else:
+        swept = steering.found(desk, sweep_it())
+        assert swept is not None
+        assert [row["kl"] > 0 for row in swept["rows"] if not row["neutral"]] == [True]
 
 
 def test_a_name_that_is_taken_has_to_be_asked_for_twice(desk: Any, pasta: Asked) -> None:

@@ -8,4 +8,10 @@
   };
   new MutationObserver(mark).observe(document.documentElement, { childList: true, subtree: true });
   addEventListener("popstate", mark);
+  // A change of the address, be it of the part behind #, would lay the page out again.
+  addEventListener("click", (event) => {
+    if (!event.target.closest?.(".skip")) return;
+    event.preventDefault();
+    document.getElementById("content").focus();
+  });
 })();
