@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from headscope.commands.console import err, out, quiet_libraries, share_processors
+from headscope.commands.options import MACHINE, Device, Dtype, Precision, Revision, Threads
 
-MACHINE, SAFETY = "Model and machine", "Who may do what"
+SAFETY = "Who may do what"
 
 
 def app(
@@ -51,19 +52,10 @@ def app(
     cache_gb: Annotated[
         float, typer.Option(min=0.1, help="Most memory for runs that are kept.", rich_help_panel=MACHINE)
     ] = 4.0,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16 or float64.", rich_help_panel=MACHINE)
-    ] = "float32",
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is", rich_help_panel=MACHINE),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.", show_default="all", rich_help_panel=MACHINE)
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Revision of a hub model.", show_default="newest", rich_help_panel=MACHINE)
-    ] = None,
+    dtype: Dtype = Precision.float32,
+    device: Device = None,
+    threads: Threads = None,
+    revision: Revision = None,
 ) -> None:
     """Explore attention, rank heads and steer in a browser; Ctrl-C ends it.
 

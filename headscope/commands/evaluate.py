@@ -19,11 +19,12 @@ from headscope.commands.console import (
     share_processors,
     table,
 )
+from headscope.commands.options import MACHINE, Device, Dtype, Precision, Revision, Threads
 
 if TYPE_CHECKING:
     from headscope.interventions.evaluation import Evaluation
 
-METHOD, TASK, MACHINE = "Methods by name", "Task", "Model and machine"
+METHOD, TASK = "Methods by name", "Task"
 
 
 def evaluate(
@@ -121,20 +122,10 @@ def evaluate(
     seed: Annotated[
         int, typer.Option(min=0, help="Of items, controls, texts and intervals.", rich_help_panel=MACHINE)
     ] = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is", rich_help_panel=MACHINE),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16 or float64.", rich_help_panel=MACHINE)
-    ] = "float32",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.", show_default="all", rich_help_panel=MACHINE)
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Revision of a hub model.", show_default="newest", rich_help_panel=MACHINE),
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = Precision.float32,
+    threads: Threads = None,
+    revision: Revision = None,
 ) -> None:
     """Measure methods on a task: gains with intervals, controls, neutral strength. Killed runs resume: run it again.
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from headscope.commands.console import JsonOption, emit, err, progress, quiet_libraries, share_processors
+from headscope.commands.options import Device, Dtype, Precision, Revision, Threads
 
-WHAT, DATA, MACHINE = "What to look for", "Data", "Model and machine"
+WHAT, DATA = "What to look for", "Data"
 
 
 def profile(
@@ -116,20 +117,10 @@ def profile(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Items read at once.", rich_help_panel=DATA)] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of items, halves and intervals.", rich_help_panel=DATA)] = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is", rich_help_panel=MACHINE),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16 or float64.", rich_help_panel=MACHINE)
-    ] = "float32",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.", show_default="all", rich_help_panel=MACHINE)
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Revision of a hub model.", show_default="newest", rich_help_panel=MACHINE),
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = Precision.float32,
+    threads: Threads = None,
+    revision: Revision = None,
 ) -> None:
     """Try a method on one head at a time, over training items of a task. Killed runs resume: run the command again.
 

@@ -20,6 +20,7 @@ from headscope.commands.console import (
     quiet_libraries,
     share_processors,
 )
+from headscope.commands.options import Device, Dtype, Precision, Revision, Threads
 from headscope.commands.ranking import Plan, carry_out
 from headscope.commands.results import document, show
 
@@ -33,16 +34,7 @@ class Ablation(StrEnum):
     mask = "mask"
 
 
-class Precision(StrEnum):
-    """Number format of weights and activations."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float64 = "float64"
-
-
-DATA, REMOVAL, MACHINE = "Data", "Removing heads", "Model and machine"
+DATA, REMOVAL = "Data", "Removing heads"
 
 
 def rank(
@@ -112,20 +104,10 @@ def rank(
     trials: Annotated[
         int, typer.Option(min=2, help="Samples on which a removal is measured.", rich_help_panel=REMOVAL)
     ] = 8,
-    dtype: Annotated[
-        Precision, typer.Option(help="Precision of the model.", rich_help_panel=MACHINE)
-    ] = Precision.float32,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is", rich_help_panel=MACHINE),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.", show_default="all", rich_help_panel=MACHINE)
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Revision of a hub model.", show_default="newest", rich_help_panel=MACHINE),
-    ] = None,
+    dtype: Dtype = Precision.float32,
+    device: Device = None,
+    threads: Threads = None,
+    revision: Revision = None,
 ) -> None:
     """Score every head and write tables and a report. Killed runs resume: run the same command again.
 

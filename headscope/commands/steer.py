@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headscope.commands.console import JsonOption, emit, err, quiet_libraries, share_processors
+from headscope.commands.options import Device, Dtype, Precision, Revision, Threads
 from headscope.errors import RequestError
 
 if TYPE_CHECKING:
     from headscope.models.prompt import Prompt
 
-TEXT, MACHINE = "Text", "Model and machine"
+TEXT = "Text"
 _NAMED = re.compile(r"([A-Za-z_]\w*)=(.+)", re.DOTALL)
 
 
@@ -82,20 +83,10 @@ def steer(
         str | None, typer.Option(help="System message, or @FILE.", show_default=False, rich_help_panel=TEXT)
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation.", rich_help_panel=TEXT)] = 40,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is", rich_help_panel=MACHINE),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16 or float64.", rich_help_panel=MACHINE)
-    ] = "float32",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.", show_default="all", rich_help_panel=MACHINE)
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Revision of a hub model.", show_default="newest", rich_help_panel=MACHINE),
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = Precision.float32,
+    threads: Threads = None,
+    revision: Revision = None,
 ) -> None:
     """Write on from a prompt without a method and under it, and compare the two texts token by token.
 

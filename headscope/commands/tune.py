@@ -19,6 +19,7 @@ from headscope.commands.console import (
     share_processors,
     table,
 )
+from headscope.commands.options import Device, Revision, Threads
 
 if TYPE_CHECKING:
     from headscope.interventions.matched import Comparison
@@ -40,7 +41,7 @@ class Losses(StrEnum):
     dpo = "dpo"
 
 
-TRAINING, MACHINE = "Training", "Model and machine"
+TRAINING = "Training"
 _TITLES = {"lofit": "LoFiT", "iti": "ITI", "lora": "LoRA", "steering": "Steering vector"}
 
 
@@ -83,17 +84,9 @@ def tune(
     seed: Annotated[
         int, typer.Option(min=0, help="Of items, initial values, order and intervals.", rich_help_panel=TRAINING)
     ] = 42,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is", rich_help_panel=MACHINE),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.", show_default="all", rich_help_panel=MACHINE)
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Revision of a hub model.", show_default="newest", rich_help_panel=MACHINE),
-    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+    revision: Revision = None,
 ) -> None:
     """Train a method on a task, and measure it on items it has not seen. Killed runs resume: run the command again.
 
