@@ -76,6 +76,10 @@ def main() -> None:
     parser.add_argument("--lengths", help="tokens, such as 512,2048")
     asked = parser.parse_args()
     from benchmarks.app_parts import bertviz, ours
+    from tests.chromium import CHROMIUM, NO_CHROMIUM
+
+    if CHROMIUM is None:
+        raise SystemExit(NO_CHROMIUM)
 
     given = tuple(int(part) for part in asked.lengths.split(",")) if asked.lengths else None
     found: list[dict[str, Any]] = []

@@ -17,12 +17,13 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from headscope.app import tour
 from headscope.app.runs import Recipe
 from headscope.app.workspace import Workspace
-from tests.app.harness import CHROMIUM, NO_CHROMIUM, start
+from tests.app.harness import start
+from tests.chromium import CHROMIUM, NO_CHROMIUM, chromium
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "img"
 PATIENCE = 900_000
@@ -45,8 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name) / "runs"
         runs = prepare(workspace, rank=any(title.startswith(w) for w in wanted for title in RANKED))
-        with start(workspace) as server, sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        with start(workspace) as server, chromium() as browser:
             for title, (scheme, size, walk) in PICTURES.items():
                 if not any(title.startswith(w) for w in wanted):
                     continue
@@ -58,7 +58,6 @@ def main() -> None:
                 page.screenshot(path=IMAGES / f"app-{title}.png")
                 sys.stderr.write(f"app-{title}.png\n")
                 context.close()
-            browser.close()
 
 
 def prepare(workspace: Path, *, rank: bool) -> dict[str, str]:

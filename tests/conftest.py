@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.chromium import CHROMIUM, NO_CHROMIUM, chromium
+
 # Before transformers is imported by any test module.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -85,6 +87,15 @@ def _hooks(module: Any) -> list[Any]:
 def _ours(hook: Any) -> bool:
     # transformers keeps hooks of its own on some modules.
     return str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("headscope")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium without a window. For slow tests."""
+    if CHROMIUM is None:
+        pytest.skip(NO_CHROMIUM)
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from typing import Any
 
 from playwright.sync_api import Error, TimeoutError  # noqa: A004
 
-from benchmarks.app_parts.browser import chromium, largest_renderer, told
+from benchmarks.app_parts.browser import ROOM, largest_renderer, told
+from tests.chromium import chromium
 
 LIBRARIES = {"require": "require.min.js", "d3": "d3.min.js", "jquery": "jquery.min.js"}
 PATIENCE = 180
@@ -71,7 +72,7 @@ def _make(view: str, ids: list[int], page: Path, memory: int, outbox: Any) -> No
 
 
 def _load(view: str, path: Path, libraries: Path) -> dict[str, Any]:
-    with chromium() as browser:
+    with chromium(ROOM) as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         crashed: list[str] = []
         page.on("crash", lambda: crashed.append("the browser's page crashed"))

@@ -1,34 +1,14 @@
-"""A Chromium that is watched: how long until something shows, and how much memory its processes take."""
+"""What a browser takes, and numbers in few."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psutil
-from playwright.sync_api import Browser, sync_playwright
 
 SIZE = {"width": 1280, "height": 800}
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """Yield a browser without anything stored."""
-    path = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if path is None:
-        raise SystemExit("No Chromium found: sudo apt-get install chromium")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=path,
-            args=["--no-sandbox", "--enable-precise-memory-info", "--js-flags=--max-old-space-size=4096"],
-        )
-        try:
-            yield browser
-        finally:
-            browser.close()
+ROOM = "--js-flags=--max-old-space-size=4096"
+"""Option of Chromium: as much memory for a page as it can have."""
 
 
 def largest_renderer() -> int:

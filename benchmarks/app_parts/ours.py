@@ -12,8 +12,9 @@ from typing import Any
 import psutil
 from playwright.sync_api import Page
 
-from benchmarks.app_parts.browser import SIZE, chromium, largest_renderer, summary
+from benchmarks.app_parts.browser import ROOM, SIZE, largest_renderer, summary
 from tests.app.harness import start
+from tests.chromium import chromium
 
 READY = "[data-panel=head][data-state=ready]"
 PATIENCE = 600_000
@@ -50,7 +51,7 @@ def measure(runs: dict[int, str], workspace: Path) -> list[dict[str, Any]]:
     """Measure every run (tokens → name of its recipe in the workspace), each with a server of its own."""
     out = []
     for length, run in runs.items():
-        with start(workspace) as server, chromium() as browser:
+        with start(workspace) as server, chromium(ROOM) as browser:
             url, process = server.url.rstrip("/"), psutil.Process(server.process.pid)
             context = browser.new_context(viewport=SIZE)
             page = context.new_page()

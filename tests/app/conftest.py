@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.app.harness import CHROMIUM, NO_CHROMIUM, SCREENSHOTS, Started, Watch, start
+from tests.app.harness import SCREENSHOTS, Started, Watch, start
 
 CHATML = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}\n{% endfor %}"
@@ -92,20 +92,6 @@ def tiny(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def tiny_server(tiny: Tiny) -> Tiny:
     """The tiny application, by the name that goes with ``server``."""
     return tiny
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    if CHROMIUM is None:
-        pytest.skip(NO_CHROMIUM)
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    with sync_playwright() as session:
-        opened = session.chromium.launch(executable_path=CHROMIUM, args=[*quiet, "--disable-component-update"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

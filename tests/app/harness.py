@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-NO_CHROMIUM = "needs Chromium: run `make browser` as root, or `sudo apt-get install chromium`"
 SCREENSHOTS = Path("build/screenshots")
 START = 180.0
 """Seconds in which a server with a real model has to answer, on a machine with busy neighbours."""

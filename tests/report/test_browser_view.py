@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +20,7 @@ from headscope.report.view import capture
 from headscope.report.view.html import frame, view_page
 from headscope.report.view.widget import show_view
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
-]
+pytestmark = pytest.mark.slow
 
 LONG = 1100
 """Tokens of a pattern whose pyramid has levels that are pooled from each other."""
@@ -51,16 +45,6 @@ window.source = () => {
   return Headscope.embedded(data);
 };
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as session:
-        quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-        opened = session.chromium.launch(executable_path=CHROMIUM, args=[*quiet, "--disable-component-update"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
