@@ -356,6 +356,20 @@ def test_a_ranking_is_made_cancelled_and_gone_on_with(page: Any, tiny: Any, shel
     assert "on 300 samples" in page.inner_text("#rank-head")
 
 
+def test_cells_and_commands_are_copied(new_page: Callable[..., Any], tiny: Any, shelf: str) -> None:
+    page = new_page(permissions=["clipboard-read", "clipboard-write"])
+    visit(page, tiny, f"{shelf}/induction.parquet")
+    for tab, label, piece in (
+        ("Heads", "Copy as notebook cell", "hs."),
+        ("New ranking", "Copy command line", "headscope rank"),
+    ):
+        page.get_by_role("tab", name=tab, exact=True).click()
+        page.get_by_role("button", name=label).click()
+        page.get_by_text("Copied", exact=True).wait_for()
+        assert piece in page.evaluate("navigator.clipboard.readText()")
+        page.get_by_text("Copied", exact=True).wait_for(state="detached")
+
+
 def test_a_form_that_makes_no_sense_says_so_and_starts_nothing(page: Any, tiny: Any, shelf: str) -> None:
     visit(page, tiny, f"{shelf}/induction.parquet", tab="new")
     page.fill("#rank-run-k", "five")

@@ -170,22 +170,7 @@
     place.timer = setTimeout(() => { place.textContent = ""; }, 2500);
   }
 
-  async function copy(text, said) {
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      // Pages that are not served from this machine, nor over TLS, have no clipboard.
-      const area = document.createElement("textarea");
-      area.value = text;
-      area.className = "unseen";
-      document.body.append(area);
-      area.select();
-      const copied = document.execCommand("copy");
-      area.remove();
-      if (!copied) return done("The browser did not let this page copy.");
-    }
-    return done(said);
-  }
+  const copy = async (text, said) => done((await window.headscopeCopy(text)) ? said : "The browser did not let this page copy.");
 
   /** What of a view is kept when another prompt is shown: the head and how it is drawn, not the tokens. */
   function carried({ layer, head, stat, reduce, scale, thumbs }, recipe) {

@@ -224,20 +224,6 @@ window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
     field.tabIndex = -1;
   }).observe(document.documentElement, { childList: true, subtree: true });
 
-  document.addEventListener("click", async (event) => {
-    const button = event.target.closest && event.target.closest("[data-copy]");
-    if (!button) return;
-    const text = document.getElementById(button.dataset.copy)?.textContent || "";
-    const before = button.textContent;
-    try {
-      await navigator.clipboard.writeText(text);
-      button.textContent = text ? "Copied" : "Nothing to copy";
-    } catch {
-      button.textContent = "The browser does not allow it";
-    }
-    setTimeout(() => { button.textContent = before; }, 1500);
-  });
-
   // Places inside the page are gone to without the address: Dash takes a change of it for a way to another page.
   document.addEventListener("click", (event) => {
     const link = event.target.closest && event.target.closest("a[href^='#']");

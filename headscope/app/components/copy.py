@@ -7,7 +7,9 @@ from typing import Any
 from dash import html
 
 
-def copy_button(target: str, label: str, *, title: str = "", said: str = "Copied") -> html.Button:
+def copy_button(
+    target: str, label: str, *, title: str = "", said: str = "Copied", look: str = "bar-button"
+) -> html.Button:
     """Return a button that copies the text of the element called ``target`` (see ``copied``), or else the address.
 
     Parameters
@@ -16,9 +18,11 @@ def copy_button(target: str, label: str, *, title: str = "", said: str = "Copied
         What it says, and says again a moment after ``said``.
     title
         What is copied, in a few words more.
+    look
+        Its class.
     """
     names: dict[str, Any] = {"data-copies": target, "data-said": said}
-    return html.Button(label, type="button", className="bar-button", title=title or label, **names)
+    return html.Button(label, type="button", className=look, title=title or label, **names)
 
 
 def copied(target: str, text: str = "") -> html.Pre:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
+from headscope.app.components.copy import copy_button
 from headscope.app.components.ranking_work import ABLATIONS, WORKS, unfinished
 from headscope.app.components.work import working
 from headscope.probes.registry import PROBES
@@ -40,7 +41,7 @@ def form(desk: Desk) -> html.Div:
         [
             dmc.Button("Rank heads", id="rank-run-go", size="sm"),
             html.P(id="rank-run-load", className="soft small", role="status"),
-            html.Button("Copy command line", type="button", className="quiet", **{"data-copy": "rank-run-command"}),
+            copy_button("rank-run-command", "Copy command line", look="quiet"),
             html.Code(id="rank-run-command", hidden=True),
         ],
         className="run-start",

@@ -8,6 +8,7 @@ import dash_mantine_components as dmc
 from dash import ClientsideFunction, Input, Output, State, html
 
 from headscope.app.components import ranking_table
+from headscope.app.components.copy import copy_button
 from headscope.app.components.figure import figure
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def heads_tab(k: int, colour: str) -> list[Any]:
                 title="The run that was shown there last, coloured by this ranking",
                 **{"data-explore": ""},
             ),
-            html.Button("Copy as notebook cell", type="button", className="quiet", **{"data-copy": "rank-cell"}),
+            copy_button("rank-cell", "Copy as notebook cell", look="quiet"),
         ],
         className="rank-tools",
     )

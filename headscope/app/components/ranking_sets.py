@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from dash import html
 
+from headscope.app.components.copy import copy_button
 from headscope.app.components.heads import FOLDER, head_sets
 from headscope.errors import HeadscopeError, RequestError
 from headscope.probes.head_sets import HeadSet
@@ -223,7 +224,7 @@ def card(desk: Desk, file: str) -> list[Any]:
                 [
                     html.Span(label, className="soft small"),
                     html.Code(text, id=f"rank-set-{key}"),
-                    html.Button("Copy", type="button", className="quiet", **{"data-copy": f"rank-set-{key}"}),
+                    copy_button(f"rank-set-{key}", "Copy", look="quiet"),
                 ],
                 className="copy-line",
             )
