@@ -153,7 +153,7 @@ def test_selected_queries(case, n):
     compare(inp, asked(inp, queries=n), queries)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_any_vectors_of_keys(case, dtype):
     inp = moved(inputs(**CASES[case], dtype=dtype))
@@ -260,7 +260,7 @@ def test_edits_with_statistics(rule, case):
     compare(inp, asked(inp))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["transfer", "three"])
 @pytest.mark.parametrize("case", ["causal", "sinks", "decode"])
 def test_edits_with_any_vectors_of_keys(rule, case):
     inp = edited(inputs(**CASES[case]), *RULES[rule], per_head=True, some_rows=True)
