@@ -59,6 +59,10 @@ class Range:
             raise RequestError("Values: write at least one number, such as 0.03, 0.1, 0.3.")
         if len(values) > MOST_VALUES:
             raise RequestError(f"Values: {len(values)} are given, {MOST_VALUES} are taken at most.")
+        if len({f"{value:g}" for value in values}) < len(values):
+            raise RequestError(
+                "Values: some agree in their first six digits, by which they are named. Keep one of them."
+            )
         return cls(str(given.get("field") or STRENGTH), tuple(values), str(given.get("target") or ""))
 
 

@@ -304,6 +304,7 @@ def test_a_saved_edit_is_swept_by_its_strength(desk: Any, pasta: Asked) -> None:
         ({"values": ""}, "at least one number"),
         ({"values": "a, b"}, "'a' is no number"),
         ({"values": "1e999"}, "at least one number"),
+        ({"values": "0.1, 0.2, 0.10000001"}, "first six digits"),
         ({"values": ",".join(str(i) for i in range(50))}, "40 are taken at most"),
     ],
 )
