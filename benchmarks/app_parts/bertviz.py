@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Error, TimeoutError  # noqa: A004
+from playwright import sync_api
 
 from benchmarks.app_parts.browser import ROOM, largest_renderer, told
 from tests.chromium import chromium
@@ -87,9 +87,9 @@ def _load(view: str, path: Path, libraries: Path) -> dict[str, Any]:
         try:
             page.goto(path.resolve().as_uri(), timeout=PATIENCE * 1000)
             page.wait_for_function(DRAWN[view], timeout=PATIENCE * 1000)
-        except TimeoutError:
+        except sync_api.TimeoutError:
             return {"failed": crashed[0] if crashed else f"not drawn after {PATIENCE} s"}
-        except Error as error:
+        except sync_api.Error as error:
             return {"failed": crashed[0] if crashed else told(error)}
         return {
             "load_s": time.perf_counter() - start,

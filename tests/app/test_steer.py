@@ -170,12 +170,12 @@ def test_trained_edits_run_sweep_and_are_told_in_python(case: str, desk: Any, tm
     assert np.abs(base - steered).max() > 1e-3
     exec(found["cell"], space := {})
     assert list(space["found"].steered.steered) == found["steered"]["steered"]
-    sweep_it = lambda: steering_sweeps.sweep(desk, wanted, Range(steering_sweeps.STRENGTH, (0.5,)), quiet)  # noqa: E731
+    half = Range(steering_sweeps.STRENGTH, (0.5,))
     if case in ("LoFiT", "SAE"):
         with pytest.raises(RequestError, match="no strength that is a number"):
-            sweep_it()
+            steering_sweeps.sweep(desk, wanted, half, quiet)
     else:
-        swept = steering.found(desk, sweep_it())
+        swept = steering.found(desk, steering_sweeps.sweep(desk, wanted, half, quiet))
         assert swept is not None
         assert [row["kl"] > 0 for row in swept["rows"] if not row["neutral"]] == [True]
 

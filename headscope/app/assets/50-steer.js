@@ -215,7 +215,6 @@ window.dash_clientside = window.dash_clientside || {};
   /** Where everything stands in one column, a result comes into sight when it is there. */
   function arrived() {
     if (matchMedia("(max-width: 1060px)").matches) document.getElementById("steer-head")?.scrollIntoView({ block: "start" });
-    return undefined;
   }
 
   const to_texts = (ask) => (ask ? "texts" : none());
